@@ -1,0 +1,377 @@
+"""Frozen configuration that checks itself: the only place that knows defaults. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.plans import DATASETS, MODELS, block_count, check_fits
+
+__all__ = [
+    "LOSSES",
+    "NONLINEARITIES",
+    "OPTIMIZERS",
+    "DataConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "from_toml",
+    "read_toml",
+    "to_toml",
+]
+
+LOSSES = (
+    *("glob", "pred", "sim", "predsim", "pred-bio", "sim-bio", "predsim-bio"),
+    *("glob+pred", "glob+sim", "glob+predsim"),
+)
+NONLINEARITIES = ("auto", "relu", "leaky_relu")
+OPTIMIZERS = ("adam", "amsgrad", "sgd")
+LOCALITIES = ("block", "group")
+PRECISIONS = ("fp32", "bf16")
+WIRES = ("auto", "fp32", "bf16", "fp16")
+
+
+def _flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _number(config: object, name: str, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
+    """Check that a field is a finite number in [low, high] ((low, high] with `open_low`)."""
+    value = getattr(config, name)
+    whole = isinstance(low, int)
+    kind = "a whole number" if whole else "a finite number"
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if fits and (value > low if open_low else value >= low) and value <= high:
+        return
+    bound = f"above {low:g}" if open_low else f"at least {low:g}"
+    top = "" if high == math.inf else f" and at most {high:g}"
+    raise ConfigError(f"{_flag(name)} is {value!r}; give {kind} {bound}{top}")
+
+
+def _choice(config: object, name: str, options: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in options:
+        raise ConfigError(f"{_flag(name)} is {value!r}; choose one of {', '.join(options)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, where they lie, and how they are altered for training."""
+
+    dataset: str = "digits"
+    data_dir: str = "./data"
+    """Root folder in torchvision's layout."""
+    download: bool = False
+    """Let torchvision fetch what is missing."""
+    train_limit: int | None = None
+    """First N samples only; None is all."""
+    test_limit: int | None = None
+    cutout: int = 0
+    """Side of the hole in pixels, 0 is off (DeVries & Taylor 2017)."""
+
+    def __post_init__(self) -> None:
+        _choice(self, "dataset", tuple(DATASETS))
+        for name in ("train_limit", "test_limit"):
+            if getattr(self, name) is not None:
+                _number(self, name, low=1)
+        _number(self, "cutout", low=0)
+        shape = DATASETS[self.dataset].shape
+        if shape is not None and self.cutout > 2 * min(shape[1:]):
+            raise ConfigError(
+                f"--cutout is {self.cutout}, more than twice the side of {self.dataset}'s {shape[1]}x{shape[2]} "
+                f"images; give at most {2 * min(shape[1:])}"
+            )
+        if self.train_limit == 1:
+            raise ConfigError("--train-limit is 1, but a batch needs at least 2 samples; give at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network by name."""
+
+    model: str = "vgg8b"
+    width: float = 1.0
+    """Multiplies the channels of a convolutional network."""
+    hidden_units: int = 1024
+    hidden_layers: int | None = None
+    """Hidden fully connected layers; None is 3 for mlp, 1 for vgg."""
+    nonlinearity: str = "auto"
+    """auto: leaky_relu where the loss holds sim, else relu, as in the paper's recipes."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _choice(self, "model", MODELS)
+        _number(self, "width", low=0.0, high=64.0, open_low=True)
+        _number(self, "hidden_units", low=1)
+        if self.hidden_layers is None:
+            object.__setattr__(self, "hidden_layers", 3 if self.model == "mlp" else 1)
+        _number(self, "hidden_layers", low=1 if self.model == "mlp" else 0)
+        _choice(self, "nonlinearity", NONLINEARITIES)
+        _number(self, "dropout", low=0.0)
+        if self.dropout >= 1:
+            raise ConfigError(f"--dropout is {self.dropout}; give 0 up to below 1")
+        if self.model == "mlp" and self.width != 1:
+            raise ConfigError(f"--width is {self.width:g}, but mlp has no channels; use --hidden-units")
+        if self.model != "mlp" and int(64 * self.width) < 1:
+            raise ConfigError(f"--width is {self.width:g}, which leaves {self.model} without channels; give 1/64 or more")
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, the output layer included."""
+        assert self.hidden_layers is not None
+        return block_count(self.model, self.hidden_layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How blocks learn and where they run. The defaults are the paper's, the placement is one process."""
+
+    loss: str = "predsim"
+    beta: float | None = None
+    """Weight of the similarity loss in predsim; None is 0.99, and 0.01 for predsim-bio."""
+    decoder_dim: int = 4096
+    """Most inputs of a local classifier; feature maps are average-pooled down to it."""
+    target_projection: int = 128
+    """Length of the fixed random projection of the targets in the -bio losses."""
+    locality: str = "block"
+    """block: every block has its local loss; group: one at the end of each stage, backprop inside it."""
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 5e-4
+    lr_milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate is multiplied by `lr_decay`."""
+    lr_decay: float = 0.25
+    optimizer: str = "adam"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    seed: int = 1
+    stages: int | None = None
+    """Stages in one process (None: 1, or as `split` says); under torchrun the world size."""
+    split: tuple[int, ...] | None = None
+    """Blocks of each stage; None balances them by measured cost."""
+    queue_depth: int = 4
+    """Packets sent and not yet taken between two stages, both ends together."""
+    device: str = "auto"
+    precision: str = "fp32"
+    deterministic: bool = False
+    threads: int | None = None
+    """CPU threads of each process; None is cores / processes on this host, at least 1."""
+    wire: str = "auto"
+    """Number format between stages; auto is the activation's own, lossless."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    timeout: float = 60.0
+    """Seconds of silence from a peer (not of slowness) until the run fails."""
+
+    def __post_init__(self) -> None:
+        self._coerce()
+        self._check_method()
+        self._check_placement()
+
+    def _coerce(self) -> None:
+        for name in ("lr_milestones", "split"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, tuple):
+                object.__setattr__(self, name, tuple(value))
+        if self.beta is None:
+            object.__setattr__(self, "beta", 0.01 if self.loss == "predsim-bio" else 0.99)
+
+    def _check_method(self) -> None:
+        _choice(self, "loss", LOSSES)
+        _number(self, "beta", low=0.0, high=1.0)
+        _number(self, "decoder_dim", low=1)
+        _number(self, "target_projection", low=1)
+        _choice(self, "locality", LOCALITIES)
+        _number(self, "epochs", low=1)
+        _number(self, "batch_size", low=2)
+        _number(self, "lr", low=0.0, open_low=True)
+        _number(self, "lr_decay", low=0.0, open_low=True)
+        _choice(self, "optimizer", OPTIMIZERS)
+        _number(self, "momentum", low=0.0)
+        _number(self, "weight_decay", low=0.0)
+        _number(self, "seed", low=0, high=2**63 - 1)
+        for epoch in self.lr_milestones:
+            if not isinstance(epoch, int) or epoch < 1:
+                raise ConfigError(f"--lr-milestones has {epoch!r}; give epochs, whole numbers of at least 1")
+        if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
+            raise ConfigError(f"--lr-milestones {' '.join(map(str, self.lr_milestones))} do not rise; give each once")
+        if self.momentum and self.optimizer != "sgd":
+            raise ConfigError(f"--momentum {self.momentum:g} needs --optimizer sgd, not {self.optimizer}")
+        if self.momentum >= 1:
+            raise ConfigError(f"--momentum is {self.momentum:g}; give 0 up to below 1")
+        if self.locality == "group" and self.loss.startswith("glob"):
+            raise ConfigError(f"--locality group needs a local loss, not {self.loss}; choose pred, sim or predsim")
+
+    def _check_placement(self) -> None:
+        if self.stages is not None:
+            _number(self, "stages", low=1)
+        _number(self, "queue_depth", low=1)
+        _number(self, "eval_every", low=1)
+        _number(self, "timeout", low=0.0, open_low=True)
+        _choice(self, "precision", PRECISIONS)
+        _choice(self, "wire", WIRES)
+        if self.threads is not None:
+            _number(self, "threads", low=1, high=1024)
+        name, _, number = self.device.partition(":")
+        if self.device not in ("auto", "cpu", "cuda") and not (name == "cuda" and number.isdecimal()):
+            raise ConfigError(f"--device is {self.device!r}; choose auto, cpu, cuda or cuda:N")
+        if self.split is not None:
+            self._check_split(self.split)
+
+    def _check_split(self, split: tuple[int, ...]) -> None:
+        if not split or any(not isinstance(n, int) or n < 1 for n in split):
+            raise ConfigError(f"--split is {_join(split)!r}; give auto or block counts of at least 1, such as 3,2,2,1")
+        if self.stages is not None and self.stages != len(split):
+            raise ConfigError(
+                f"--split {_join(split)} makes {len(split)} stages, but --stages is {self.stages}; drop one of them"
+            )
+
+    def stage_count(self, world_size: int) -> int:
+        """Number of stages in a run of `world_size` processes. Raises ConfigError if the flags say otherwise."""
+        if world_size == 1:
+            return len(self.split) if self.split is not None else (self.stages or 1)
+        if self.split is not None and len(self.split) != world_size:
+            raise ConfigError(
+                f"--split {_join(self.split)} makes {len(self.split)} stages, but there are {world_size} processes, "
+                f"one stage each; give {world_size} counts or --split auto"
+            )
+        if self.stages is not None and self.stages != world_size:
+            raise ConfigError(
+                f"--stages is {self.stages}, but under torchrun the stages are its {world_size} processes; drop --stages"
+            )
+        return world_size
+
+    def check_blocks(self, blocks: int, world_size: int) -> None:
+        """Raise ConfigError if a network of `blocks` blocks cannot be laid out over the stages."""
+        stages = self.stage_count(world_size)
+        if self.split is not None and sum(self.split) != blocks:
+            raise ConfigError(
+                f"--split {_join(self.split)} places {sum(self.split)} blocks, but the network has {blocks}; "
+                f"make the counts add up to {blocks}"
+            )
+        if stages > blocks:
+            what = f"{world_size} processes" if world_size > 1 else f"--stages {stages}"
+            raise ConfigError(f"{what} for a network of {blocks} blocks leave stages empty; use at most {blocks}")
+
+    def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 1: decayed once for each milestone passed."""
+        passed = sum(milestone <= epoch - 1 for milestone in self.lr_milestones)
+        return float(self.lr * self.lr_decay**passed)
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 1, ends with an evaluation."""
+        return epoch % self.eval_every == 0 or epoch == self.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A complete run: what `config.toml` holds."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        shape = DATASETS[self.data.dataset].shape
+        if shape is not None:
+            check_fits(self.model.model, shape)
+        limit = self.data.train_limit
+        if limit is not None and self.data.dataset == "digits" and limit > 1437:
+            raise ConfigError(f"--train-limit is {limit}, but digits has 1437 training samples; give at most 1437")
+
+    def check_world(self, world_size: int) -> None:
+        """Raise ConfigError if this run cannot be laid out over `world_size` processes."""
+        self.train.check_blocks(self.model.blocks, world_size)
+
+
+SECTIONS: Mapping[str, type[DataConfig] | type[ModelConfig] | type[TrainConfig]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+}
+
+
+def section_of(name: str) -> str:
+    """The section of RunConfig that holds a field."""
+    return next(s for s, cls in SECTIONS.items() if name in {f.name for f in fields(cls)})
+
+
+def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """`config` with the named fields replaced, whichever section holds them."""
+    changed = {s: {k: v for k, v in values.items() if section_of(k) == s} for s in SECTIONS}
+    if "loss" in values and "beta" not in values and changed["train"]["loss"] != config.train.loss:
+        changed["train"]["beta"] = None  # the default follows the loss
+    if "model" in values and "hidden_layers" not in values and changed["model"]["model"] != config.model.model:
+        changed["model"]["hidden_layers"] = None
+    return RunConfig(
+        data=replace(config.data, **changed["data"]),
+        model=replace(config.model, **changed["model"]),
+        train=replace(config.train, **changed["train"]),
+    )
+
+
+def to_toml(config: RunConfig) -> str:
+    """The configuration as TOML text; unset fields are left out."""
+    lines = []
+    for section, values in asdict(config).items():
+        lines.append(f"[{section}]")
+        # JSON's strings, numbers, booleans and lists are TOML's as well.
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def from_toml(text: str, source: str = "the configuration") -> RunConfig:
+    """Parse what `to_toml` wrote. Raises ConfigError that names `source` and the offending entry."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML ({error}); mend it or write one with --print-config") from error
+    for section, values in table.items():
+        if section not in SECTIONS or not isinstance(values, dict):
+            raise ConfigError(f"{source} has an unknown section [{section}]; known are {', '.join(SECTIONS)}")
+        known = {f.name for f in fields(SECTIONS[section])}
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigError(f"{source} has an unknown entry {section}.{key}; known are {', '.join(sorted(known))}")
+            _check_type(source, section, key, value)
+    return RunConfig(**{s: cls(**table.get(s, {})) for s, cls in SECTIONS.items()})
+
+
+def read_toml(path: str) -> RunConfig:
+    """Read a `config.toml`. Raises ConfigError if the file is missing or wrong."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"--config {path} cannot be read ({reason}); give the config.toml of a run") from error
+    return from_toml(text, source=path)
+
+
+def _check_type(source: str, section: str, key: str, value: Any) -> None:
+    """Compare a TOML value with the field's annotation, so that a wrong kind is named before any check of ranges."""
+    annotation = str({f.name: f.type for f in fields(SECTIONS[section])}[key])
+    kinds: tuple[type, ...]
+    if "tuple" in annotation:
+        kinds, wanted = (list,), "a list of whole numbers"
+    elif "str" in annotation:
+        kinds, wanted = (str,), "text"
+    elif "bool" in annotation:
+        kinds, wanted = (bool,), "true or false"
+    elif "float" in annotation:
+        kinds, wanted = (int, float), "a number"
+    else:
+        kinds, wanted = (int,), "a whole number"
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds != (bool,)):
+        raise ConfigError(f"{source} has {section}.{key} = {value!r}; give {wanted}")
+
+
+def _join(split: tuple[int, ...]) -> str:
+    return ",".join(map(str, split))

@@ -1,0 +1,21 @@
+"""The three failures a user can meet, each printed as one line."""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "DataError", "PipelineError", "StageFailure"]
+
+
+class PipelineError(Exception):
+    """Base of all errors that carry a complete message for the user: what is wrong, the values, the remedy."""
+
+
+class ConfigError(PipelineError, ValueError):
+    """A flag, a configuration file or a combination of values cannot be trained; found before any training."""
+
+
+class DataError(PipelineError):
+    """A data set is missing, incomplete or does not fit the configuration; found before any training."""
+
+
+class StageFailure(PipelineError, RuntimeError):
+    """A stage failed while the run was under way; the message names the stage and the cause."""
