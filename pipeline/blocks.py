@@ -1,0 +1,114 @@
+"""Blocks: one trainable layer each, with normalisation, nonlinearity, dropout and pooling. No loss, no optimizer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+__all__ = ["Block", "ConvBlock", "LinearBlock", "OutputBlock", "SequentialBlock", "canonical", "create_nonlinearity"]
+
+
+def canonical(x: Tensor, channels_last: bool = True) -> Tensor:
+    """`x` with the one memory layout that blocks hand on: NHWC for [B, C, H, W], row-major else. Copies only if needed.
+
+    Dimensions of size 1 leave strides open, and kernels are chosen by strides: they are fixed here too, so that a
+    block sees the same strides whether its input came from a queue or from the block before.
+    """
+    if x.ndim == 4 and channels_last:
+        rows = x.permute(0, 2, 3, 1).contiguous()
+        return rows.view(-1).view(rows.shape).permute(0, 3, 1, 2)
+    return x.contiguous().view(-1).view(x.shape)
+
+
+class Block(nn.Module, ABC):
+    """A layer that a local loss can train.
+
+    `features` computes h, which the local loss sees; `hand_on` turns h into what the next block receives.
+    """
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """Activation that the local loss sees."""
+
+    def hand_on(self, h: Tensor) -> Tensor:
+        """Activation for the next block: dropout and pooling of h."""
+        return h
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both in turn, as in inference."""
+        return self.hand_on(self.features(x))
+
+
+def create_nonlinearity(name: str) -> nn.Module:
+    """`relu`, or `leaky_relu` with slope 0.01."""
+    return nn.LeakyReLU(0.01, inplace=True) if name == "leaky_relu" else nn.ReLU(inplace=True)
+
+
+class ConvBlock(Block):
+    """Convolution, batch norm, nonlinearity | dropout of whole maps, 2x2 max pooling. [B, C, H, W] -> [B, C', H', W']"""
+
+    def __init__(
+        self, channels_in: int, channels: int, *, nonlinearity: str, dropout: float, pool: bool, stem_stride: int = 1
+    ) -> None:
+        super().__init__()
+        kernel, padding = (7, 3) if stem_stride == 2 else (3, 1)
+        self.encoder = nn.Conv2d(channels_in, channels, kernel, stride=stem_stride, padding=padding)
+        self.bn = nn.BatchNorm2d(channels)
+        self.nonlinearity = create_nonlinearity(nonlinearity)
+        self.dropout = nn.Dropout2d(dropout)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+
+    def features(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.nonlinearity(self.bn(self.encoder(x))))
+
+    def hand_on(self, h: Tensor) -> Tensor:
+        return cast(Tensor, self.pool(self.dropout(h)))
+
+
+class LinearBlock(Block):
+    """Fully connected layer, batch norm, nonlinearity | dropout. [B, ...] -> [B, F]; the input is flattened as NCHW."""
+
+    def __init__(self, features_in: int, features: int, *, nonlinearity: str, dropout: float) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(features_in, features)
+        self.bn = nn.BatchNorm1d(features)
+        self.nonlinearity = create_nonlinearity(nonlinearity)
+        self.dropout = nn.Dropout(dropout)
+
+    def features(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.nonlinearity(self.bn(self.encoder(x.flatten(1)))))
+
+    def hand_on(self, h: Tensor) -> Tensor:
+        return cast(Tensor, self.dropout(h))
+
+
+class OutputBlock(Block):
+    """The output layer: class scores [B, K]. With `zero` its weights start at zero, as every local classifier's."""
+
+    def __init__(self, features_in: int, classes: int, *, zero: bool) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(features_in, classes)
+        if zero:
+            nn.init.zeros_(self.encoder.weight)
+
+    def features(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.encoder(x.flatten(1)))
+
+
+class SequentialBlock(Block):
+    """Children of a user's `nn.Sequential`: the first `tap` of them give h, the others hand it on."""
+
+    def __init__(self, children: Sequence[tuple[str, nn.Module]], tap: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(OrderedDict(children[:tap]))
+        self.tail = nn.Sequential(OrderedDict(children[tap:]))
+
+    def features(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.body(x))
+
+    def hand_on(self, h: Tensor) -> Tensor:
+        return cast(Tensor, self.tail(h))
