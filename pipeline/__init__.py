@@ -1,0 +1,48 @@
+"""Training deep networks with local error signals, without backward locking: one stage a process.
+
+The public names are loaded when they are first used, so that the command line can answer without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import TrainConfig
+    from pipeline.errors import ConfigError, DataError, StageFailure
+    from pipeline.inference import load_model
+    from pipeline.models import blocks_from, create_model
+    from pipeline.training import TrainResult, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "StageFailure",
+    "TrainConfig",
+    "TrainResult",
+    "blocks_from",
+    "create_model",
+    "load_model",
+    "train",
+]
+
+_HOMES = {
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "StageFailure": "errors",
+    "TrainConfig": "config",
+    "TrainResult": "training",
+    "blocks_from": "models",
+    "create_model": "models",
+    "load_model": "inference",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"pipeline.{_HOMES[name]}"), name)

@@ -13,7 +13,7 @@ __all__ = ["Block", "ConvBlock", "LinearBlock", "OutputBlock", "SequentialBlock"
 
 
 def canonical(x: Tensor, channels_last: bool = True) -> Tensor:
-    """`x` with the one memory layout that blocks hand on: NHWC for [B, C, H, W], row-major else. Copies only if needed.
+    """`x` with the one memory layout that blocks hand on: NHWC for [B, C, H, W], row-major else. Copies if needed.
 
     Dimensions of size 1 leave strides open, and kernels are chosen by strides: they are fixed here too, so that a
     block sees the same strides whether its input came from a queue or from the block before.
@@ -49,7 +49,7 @@ def create_nonlinearity(name: str) -> nn.Module:
 
 
 class ConvBlock(Block):
-    """Convolution, batch norm, nonlinearity | dropout of whole maps, 2x2 max pooling. [B, C, H, W] -> [B, C', H', W']"""
+    """Convolution, batch norm, nonlinearity | dropout of maps, 2x2 max pooling. [B, C, H, W] -> [B, C', H', W']."""
 
     def __init__(
         self, channels_in: int, channels: int, *, nonlinearity: str, dropout: float, pool: bool, stem_stride: int = 1
@@ -70,7 +70,7 @@ class ConvBlock(Block):
 
 
 class LinearBlock(Block):
-    """Fully connected layer, batch norm, nonlinearity | dropout. [B, ...] -> [B, F]; the input is flattened as NCHW."""
+    """Fully connected layer, batch norm, nonlinearity | dropout. [B, ...] -> [B, F]; input is flattened as NCHW."""
 
     def __init__(self, features_in: int, features: int, *, nonlinearity: str, dropout: float) -> None:
         super().__init__()

@@ -14,14 +14,18 @@ from pipeline.errors import ConfigError
 from pipeline.plans import DATASETS, MODELS, block_count, check_fits
 
 __all__ = [
+    "LOCALITIES",
     "LOSSES",
     "NONLINEARITIES",
     "OPTIMIZERS",
+    "PRECISIONS",
+    "WIRES",
     "DataConfig",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
     "from_toml",
+    "override",
     "read_toml",
     "to_toml",
 ]
@@ -120,7 +124,9 @@ class ModelConfig:
         if self.model == "mlp" and self.width != 1:
             raise ConfigError(f"--width is {self.width:g}, but mlp has no channels; use --hidden-units")
         if self.model != "mlp" and int(64 * self.width) < 1:
-            raise ConfigError(f"--width is {self.width:g}, which leaves {self.model} without channels; give 1/64 or more")
+            raise ConfigError(
+                f"--width is {self.width:g}, which leaves {self.model} without channels; give 1/64 or more"
+            )
 
     @property
     def blocks(self) -> int:
@@ -244,7 +250,7 @@ class TrainConfig:
             )
         if self.stages is not None and self.stages != world_size:
             raise ConfigError(
-                f"--stages is {self.stages}, but under torchrun the stages are its {world_size} processes; drop --stages"
+                f"--stages is {self.stages}, but under torchrun stages are the {world_size} processes; drop --stages"
             )
         return world_size
 
@@ -317,10 +323,11 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def to_toml(config: RunConfig) -> str:
+def to_toml(config: RunConfig | TrainConfig) -> str:
     """The configuration as TOML text; unset fields are left out."""
+    sections = asdict(config) if isinstance(config, RunConfig) else {"train": asdict(config)}
     lines = []
-    for section, values in asdict(config).items():
+    for section, values in sections.items():
         lines.append(f"[{section}]")
         # JSON's strings, numbers, booleans and lists are TOML's as well.
         lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
@@ -340,9 +347,15 @@ def from_toml(text: str, source: str = "the configuration") -> RunConfig:
         known = {f.name for f in fields(SECTIONS[section])}
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(f"{source} has an unknown entry {section}.{key}; known are {', '.join(sorted(known))}")
+                raise ConfigError(
+                    f"{source} has an unknown entry {section}.{key}; known are {', '.join(sorted(known))}"
+                )
             _check_type(source, section, key, value)
-    return RunConfig(**{s: cls(**table.get(s, {})) for s, cls in SECTIONS.items()})
+    return RunConfig(
+        data=DataConfig(**table.get("data", {})),
+        model=ModelConfig(**table.get("model", {})),
+        train=TrainConfig(**table.get("train", {})),
+    )
 
 
 def read_toml(path: str) -> RunConfig:

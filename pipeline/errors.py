@@ -8,6 +8,9 @@ __all__ = ["ConfigError", "DataError", "PipelineError", "StageFailure"]
 class PipelineError(Exception):
     """Base of all errors that carry a complete message for the user: what is wrong, the values, the remedy."""
 
+    rank: int = 0
+    """The process it came from, which is the one to print it."""
+
 
 class ConfigError(PipelineError, ValueError):
     """A flag, a configuration file or a combination of values cannot be trained; found before any training."""

@@ -14,6 +14,7 @@ from pipeline.blocks import Block, canonical
 from pipeline.config import TrainConfig
 from pipeline.keys import seed_default_generator
 from pipeline.losses import LocalLoss, OutputLoss, create_local_loss
+from pipeline.metrics import BlockScore
 
 __all__ = ["LocalBlock", "Meter", "Numerics", "create_loss", "create_optimizer"]
 
@@ -53,23 +54,42 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss times samples, wrong samples
         self.samples = 0
-        self.has_loss = False
-        self.has_errors = False
+        self._has_errors = False
+        self._snapshot: tuple[Tensor, int] | None = None
 
     def add(self, loss: Tensor, scores: Tensor | None, labels: Tensor) -> None:
         """Count one batch: scalar mean loss, class scores [B, K] or None, labels [B]."""
         batch = labels.shape[0]
         self.samples += batch
-        self.has_loss = True
         self.sums[0].add_(loss.detach(), alpha=batch)
         if scores is not None:
-            self.has_errors = True
+            self._has_errors = True
             self.sums[1].add_((scores.argmax(1) != labels).sum())
+
+    def score(self, block: int) -> BlockScore:
+        """Means so far; waits for the device."""
+        return self._mean(block, self.sums, self.samples)
+
+    def peek(self, block: int) -> BlockScore:
+        """Means at the last peek, without waiting for the device: a GPU's sums are copied while it works on."""
+        if self.sums.device.type == "cpu":
+            return self.score(block)
+        previous = self._snapshot
+        host = torch.empty(2, dtype=torch.float64, pin_memory=True)
+        self._snapshot = (host.copy_(self.sums, non_blocking=True), self.samples)
+        return BlockScore(block, None, None) if previous is None else self._mean(block, *previous)
 
     def reset(self) -> None:
         """Start over with a fresh tensor; a copy under way of the old one stays right."""
         self.sums = torch.zeros_like(self.sums)
         self.samples = 0
+        self._snapshot = None
+
+    def _mean(self, block: int, sums: Tensor, samples: int) -> BlockScore:
+        if samples == 0:
+            return BlockScore(block, None, None)
+        loss, wrong = sums.tolist()
+        return BlockScore(block, loss / samples, 100.0 * wrong / samples if self._has_errors else None)
 
 
 def create_loss(
@@ -111,9 +131,7 @@ def create_optimizer(config: TrainConfig, parameters: list[nn.Parameter], fused:
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
         )
     amsgrad = config.optimizer == "amsgrad"
-    return torch.optim.Adam(
-        parameters, lr=config.lr, weight_decay=config.weight_decay, amsgrad=amsgrad, fused=fused
-    )
+    return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, amsgrad=amsgrad, fused=fused)
 
 
 class LocalBlock:
@@ -148,11 +166,8 @@ class LocalBlock:
         self._x = self._h = self._out = torch.empty(0)
 
     def _place(self, module: M) -> M:
-        return module.to(self.numerics.device, memory_format=self._format)
-
-    @property
-    def _format(self) -> torch.memory_format:
-        return torch.channels_last if self.numerics.channels_last else torch.contiguous_format
+        layout = torch.channels_last if self.numerics.channels_last else torch.contiguous_format
+        return module.to(self.numerics.device).to(memory_format=layout)
 
     def _named_trainable(self) -> list[tuple[str, nn.Parameter]]:
         head = () if self.loss is None else self.loss.named_parameters(prefix="local_head")
@@ -222,7 +237,8 @@ class LocalBlock:
         with self.numerics.autocast():
             h = self.block.features(x)
             if self.loss is not None:
-                self.test_meter.add(*self.loss(h, labels), labels)
+                loss, scores = self.loss(h, labels)
+                self.test_meter.add(loss, scores, labels)
             return self._handed_on(self.block.hand_on(h))
 
     def _handed_on(self, out: Tensor) -> Tensor:

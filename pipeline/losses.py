@@ -31,12 +31,12 @@ class _SpatialStd(torch.autograd.Function):
     costs as much as the 3x3 convolution before it; here every pass runs along the contiguous channels."""
 
     @staticmethod
-    def forward(ctx: Any, h_NCHW: Tensor) -> Tensor:
-        h = h_NCHW.permute(0, 2, 3, 1).flatten(1, 2)  # B, HW, C: a view of a channels_last tensor
-        centred = h - h.mean(dim=1, keepdim=True)
-        std = torch.sqrt((centred * centred).sum(dim=1) / (h.shape[1] - 1))
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        maps = h.permute(0, 2, 3, 1).flatten(1, 2)  # B, HW, C: a view of a channels_last tensor
+        centred = maps - maps.mean(dim=1, keepdim=True)
+        std = torch.sqrt((centred * centred).sum(dim=1) / (maps.shape[1] - 1))
         ctx.save_for_backward(centred, std)
-        ctx.shape = h_NCHW.shape
+        ctx.shape = h.shape
         return std
 
     @staticmethod
@@ -51,7 +51,7 @@ class _SpatialStd(torch.autograd.Function):
 
 def spatial_std(h: Tensor) -> Tensor:
     """Standard deviation (N - 1) of every feature map: [B, C, H, W] -> [B, C]. H * W must be above 1."""
-    return cast(Tensor, _SpatialStd.apply(h))  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+    return cast(Tensor, _SpatialStd.apply(h))
 
 
 def similarity_matrix(h: Tensor) -> Tensor:
@@ -60,14 +60,12 @@ def similarity_matrix(h: Tensor) -> Tensor:
     Feature maps with more than 3 channels and more than one row are first reduced to the standard deviation of
     every map (section 3.1); other activations are flattened. A sample without variation has similarity 0.
     """
-    if h.ndim == 4 and h.shape[1] > 3 and h.shape[2] > 1:
-        features = spatial_std(h)
-    else:
-        features = h.flatten(1)
+    maps = h.ndim == 4 and h.shape[1] > 3 and h.shape[2] > 1
+    features = spatial_std(h) if maps else h.flatten(1)
     centred = features - features.mean(dim=1, keepdim=True)
     # vector_norm, not sqrt of a sum: its gradient at an all-zero row is 0 instead of NaN.
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-    unit = centred / (1e-8 + norm)
+    unit: Tensor = centred / (1e-8 + norm)
     return (unit @ unit.T).clamp(-1.0, 1.0)
 
 
@@ -100,7 +98,7 @@ class FeedbackLinear(nn.Module):
         self.register_buffer("feedback", torch.empty(outputs, features).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _FeedbackAlignment.apply(x, self.weight, self.bias, self.feedback))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _FeedbackAlignment.apply(x, self.weight, self.bias, self.feedback))
 
 
 @dataclass(frozen=True)
@@ -227,9 +225,11 @@ def create_local_loss(
     """
     kind, _, variant = name.partition("-")
     bio = variant == "bio"
-    maps = len(shape) == 3
-    pooling = decoder_pooling(*shape, decoder_dim) if maps else Pooling((1, 1), (0, 0))
-    features = pooling.outputs(*shape) if maps else math.prod(shape)
+    pooling, features = Pooling((1, 1), (0, 0)), math.prod(shape)
+    if len(shape) == 3:
+        channels, height, width = shape
+        pooling = decoder_pooling(channels, height, width, decoder_dim)
+        features = pooling.outputs(channels, height, width)
     decoder: nn.Module | None = None
     if "pred" in kind:
         decoder = FeedbackLinear(features, target_projection) if bio else _zero_weight(nn.Linear(features, classes))

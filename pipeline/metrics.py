@@ -17,6 +17,8 @@ __all__ = [
     "StageSummary",
     "Summary",
     "merge_epoch",
+    "stage_epoch_from",
+    "stage_status_from",
 ]
 
 
@@ -155,6 +157,21 @@ class Summary:
     def to_json(self) -> str:
         """The summary as indented JSON text."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def stage_status_from(values: dict[str, Any]) -> StageStatus:
+    """A StageStatus from what `asdict` and JSON made of it."""
+    return StageStatus(**(values | {"blocks": _scores(values["blocks"])}))
+
+
+def stage_epoch_from(values: dict[str, Any]) -> StageEpoch:
+    """A StageEpoch from what `asdict` and JSON made of it."""
+    test = None if values["test"] is None else _scores(values["test"])
+    return StageEpoch(**(values | {"train": _scores(values["train"]), "test": test}))
+
+
+def _scores(values: Sequence[dict[str, Any]]) -> tuple[BlockScore, ...]:
+    return tuple(BlockScore(**value) for value in values)
 
 
 def merge_epoch(epoch: int, lr: float, parts: Sequence[StageEpoch]) -> EpochRecord:

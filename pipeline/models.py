@@ -22,6 +22,7 @@ from pipeline.keys import seed_default_generator
 from pipeline.plans import POOL, VGG_PLANS, check_fits, stem_stride
 
 __all__ = [
+    "CUSTOM",
     "BlockShape",
     "BlockSpec",
     "Network",
@@ -32,6 +33,10 @@ __all__ = [
     "infer_shapes",
     "named_network",
 ]
+
+
+CUSTOM = "custom"
+"""Model name of a user's own network."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ def create_model(
     return [build_block(spec, seed, index) for index, spec in enumerate(network)]
 
 
+_NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _TAIL = (
     *(nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd),
     *(nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd),
@@ -183,8 +189,7 @@ def blocks_from(sequential: nn.Sequential) -> list[Block]:
     groups: list[list[tuple[str, nn.Module]]] = []
     leading: list[tuple[str, nn.Module]] = []
     for name, child in sequential.named_children():
-        starts = any(True for _ in child.parameters()) and not isinstance(child, (_NormBase, nn.LayerNorm, nn.GroupNorm))
-        if starts:
+        if any(True for _ in child.parameters()) and not isinstance(child, _NORMALISATIONS):
             groups.append([*leading, (name, child)])
             leading = []
         else:

@@ -11,7 +11,7 @@ from pipeline.blocks import canonical
 from pipeline.config import TrainConfig
 from pipeline.local import LocalBlock, Numerics, create_loss
 from pipeline.models import BlockShape, Network, build_block
-from pipeline.packet import Contract, Packet
+from pipeline.packet import Packet
 
 __all__ = ["Stage", "build_stage"]
 
@@ -100,10 +100,6 @@ class Stage:
     def inference_state(self) -> dict[str, Tensor]:
         """Weights and batch-norm statistics of the stage's blocks."""
         return {name: tensor for block in self.blocks for name, tensor in block.inference_state().items()}
-
-    def contract(self, shape: tuple[int, ...]) -> Contract:
-        """What this stage sends to the next one."""
-        return Contract(shape, self.wire, self.config.batch_size)
 
 
 def build_stage(

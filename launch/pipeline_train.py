@@ -1,0 +1,128 @@
+"""Train a network with local error signals, one stage a process.
+
+    torchrun --nproc_per_node=4 launch/pipeline_train.py [flags]     4 stages in 4 processes
+    python launch/pipeline_train.py [flags]                          all stages in this process
+
+Exit status: 0 done; 2 a mistake found before any training; 1 failed under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from pipeline.config import to_toml
+from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.flags import Command, parse
+from pipeline.recipes import RECIPES
+
+__all__ = ["main"]
+
+_RANK = int(os.environ.get("RANK", "0"))
+_WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+_GRACE_S = 10.0  # how long a process waits for torchrun to end it after another one has reported the failure
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, call, and return the exit status; failures leave by way of `_leave`."""
+    try:
+        command = _parse(arguments)
+        if command is None:
+            return 0
+        command.config.check_world(_WORLD_SIZE)
+        return _act(command)
+    except PipelineError as error:
+        _leave(error)
+    except KeyboardInterrupt as interrupt:
+        _say_interrupted(str(interrupt))
+        _exit(1)
+    except Exception:
+        traceback.print_exc()
+        _exit(1)
+
+
+def _parse(arguments: Sequence[str]) -> Command | None:
+    """The command, or None where `--help` was all; only process 0 prints the help."""
+    quiet = contextlib.redirect_stdout(io.StringIO()) if _RANK else contextlib.nullcontext()
+    with quiet:
+        try:
+            return parse(arguments)
+        except SystemExit:
+            return None
+
+
+def _act(command: Command) -> int:
+    """Do what was asked for; torch is imported no earlier than here."""
+    if command.list_recipes:
+        _print("\n".join(RECIPES))
+    elif command.print_config:
+        _print(to_toml(command.config).rstrip())
+    elif command.dry_run:
+        _dry_run(command)
+    else:
+        _train(command)
+    return 0
+
+
+def _print(text: str) -> None:
+    if _RANK == 0:
+        print(text)
+
+
+def _dry_run(command: Command) -> None:
+    if _RANK == 0:
+        from pipeline.dry_run import dry_run
+
+        dry_run(command.config, _WORLD_SIZE)
+
+
+def _train(command: Command) -> None:
+    from pipeline.run_folder import default_folder
+    from pipeline.training import Options, run
+
+    config = command.config
+    output = command.output or default_folder(config.data.dataset, config.model.model, config.train.loss)
+    run(config, Options(output, command.overwrite, command.trace, show=True, quiet=command.quiet))
+
+
+def _leave(error: PipelineError) -> NoReturn:
+    """Print the one line from the process the error came from, which exits first; the others wait to be ended."""
+    status = 2 if isinstance(error, ConfigError | DataError) else 1
+    if error.rank == _RANK:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _exit(status)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
+    time.sleep(_GRACE_S)
+    _exit(status)
+
+
+def _say_interrupted(name: str) -> None:
+    """One line from process 0. torchrun ends its processes with SIGTERM after a failure, which was reported."""
+    if _RANK == 0 and (name == "SIGINT" or _WORLD_SIZE == 1):
+        print(f"interrupted ({name}); the run was ended before its last epoch", file=sys.stderr)
+
+
+def _exit(status: int) -> NoReturn:
+    """Leave without waiting for threads that may be blocked in a transfer to a process that is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    _exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""The control channel: small JSON messages between processes over a key-value store, heartbeats, failures.
+
+Nothing here is in the hot path. Every wait polls, so that it ends as soon as a peer fails or falls silent.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch.distributed.distributed_c10d import Store
+
+from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure
+
+__all__ = ["Control", "Watch"]
+
+R = TypeVar("R")
+
+_POLL_S = 0.02
+_KINDS: dict[str, type[PipelineError]] = {e.__name__: e for e in (ConfigError, DataError, StageFailure)}
+
+
+class Control:
+    """One process's end of the control channel.
+
+    Args:
+        store: shared by all processes of the run.
+        rank: of this process, equal to its stage where there are several processes.
+        world_size: number of processes.
+        timeout_s: seconds of silence from a peer until it counts as lost.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int, timeout_s: float) -> None:
+        self.store, self.rank, self.world_size, self.timeout_s = store, rank, world_size, timeout_s
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        if world_size > 1:
+            self._heart.start()
+
+    def publish(self, key: str, value: Any) -> None:
+        """Write a JSON value; a later one replaces it."""
+        self.store.set(key, json.dumps(value))
+
+    def peek(self, key: str) -> Any:
+        """The value of a key, or None if nobody has published it yet."""
+        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
+    def read(self, key: str, rank: int) -> Any:
+        """Wait for a value that `rank` publishes. Raises StageFailure if that process fails or falls silent."""
+        watch = Watch(self, rank)
+        while not self.store.check([key]):
+            watch.check()
+            time.sleep(_POLL_S)
+        return json.loads(self.store.get(key))
+
+    def together(self, name: str, act: Callable[[], R]) -> R:
+        """Run `act` in every process; if it fails in one, raise that error in all.
+
+        The error carries `rank`, the process it came from, which is the one to print it.
+        """
+        error: PipelineError | None = None
+        try:
+            result = act()
+        except (ConfigError, DataError) as caught:
+            error = caught
+        told = None if error is None else [type(error).__name__, str(error)]
+        self.publish(f"together/{name}/{self.rank}", told)
+        for rank in range(self.world_size):
+            told = self.read(f"together/{name}/{rank}", rank)
+            if told is not None:
+                raise _with_rank(_KINDS[told[0]](told[1]), rank) from error
+        return result
+
+    def fail(self, message: str) -> PipelineError:
+        """Report that this process failed; returns the error that ends the run, the first one reported."""
+        mine = json.dumps({"rank": self.rank, "message": message})
+        first = json.loads(self.store.compare_set("failure", "", mine))
+        return _with_rank(StageFailure(first["message"]), first["rank"])
+
+    def raise_if_failed(self) -> None:
+        """Raise the failure that any process has reported."""
+        failure = self.peek("failure")
+        if failure is not None:
+            raise _with_rank(StageFailure(failure["message"]), failure["rank"])
+
+    def lost(self, rank: int, reason: str) -> PipelineError:
+        """The error after the connection to `rank` broke: its own report if it left one, else that it died."""
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline:
+            try:
+                self.raise_if_failed()
+            except StageFailure as failure:
+                return failure
+            time.sleep(_POLL_S)
+        return self.fail(
+            f"stage {rank} (process {rank}) died: {reason}; see its output above, then start the run anew"
+        )
+
+    def close(self) -> None:
+        """Stop the heartbeat."""
+        self._stop.set()
+        if self._heart.is_alive():
+            self._heart.join(timeout=5.0)
+
+    def _beat(self) -> None:
+        interval = min(1.0, self.timeout_s / 4)
+        count = 0
+        while not self._stop.wait(interval):
+            count += 1
+            try:
+                self.store.set(f"beat/{self.rank}", str(count))
+            except RuntimeError:
+                return  # the store is gone; the next wait of this process says so
+
+
+class Watch:
+    """Notices a peer that fails or falls silent while this process waits for it."""
+
+    def __init__(self, control: Control, rank: int) -> None:
+        self.control, self.rank = control, rank
+        self._beat = b""
+        self._changed = self._checked = time.monotonic()
+
+    def check(self) -> None:
+        """Raise StageFailure if the peer is lost; asks the store at most four times a second."""
+        now = time.monotonic()
+        if self.rank == self.control.rank or now - self._checked < 0.25:
+            return
+        self._checked = now
+        self.control.raise_if_failed()
+        store, key = self.control.store, f"beat/{self.rank}"
+        beat = store.get(key) if store.check([key]) else b""
+        if beat != self._beat:
+            self._beat, self._changed = beat, now
+        elif now - self._changed > self.control.timeout_s:
+            raise self.control.fail(
+                f"stage {self.rank} (process {self.rank}) has been silent for {self.control.timeout_s:g} s, seen from "
+                f"stage {self.control.rank}; look at its machine, or raise --timeout if it was only suspended"
+            )
+
+
+def _with_rank(error: PipelineError, rank: int) -> PipelineError:
+    error.rank = rank
+    return error

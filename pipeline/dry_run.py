@@ -1,0 +1,68 @@
+"""`--dry-run`: configuration, split, shapes and cost of each stage, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import RunConfig, to_toml
+from pipeline.costs import block_costs
+from pipeline.data import Batches
+from pipeline.local import Numerics
+from pipeline.models import BlockShape, Network, infer_shapes, named_network
+from pipeline.partition import arithmetic_costs, balance, members
+from pipeline.plans import DATASETS
+
+__all__ = ["dry_run"]
+
+
+def dry_run(config: RunConfig, world_size: int) -> None:
+    """Print what a run of `world_size` processes would be. Reads no data where the data set's shape is known."""
+    shape, classes = _sizes(config)
+    network = named_network(config.model, shape, classes, config.train.loss)
+    shapes = infer_shapes(network, shape)
+    split, costs, unit = _layout(config, world_size, network, shapes, classes)
+    console = Console()
+    console.print(to_toml(config), markup=False, highlight=False)
+    console.print(_table(network, shapes, split, costs, unit))
+
+
+def _sizes(config: RunConfig) -> tuple[tuple[int, ...], int]:
+    info = DATASETS[config.data.dataset]
+    if info.shape is not None and info.classes is not None:
+        return info.shape, info.classes
+    batches = Batches.from_config(
+        config.data, seed=config.train.seed, batch_size=config.train.batch_size, device=torch.device("cpu")
+    )
+    return tuple(batches.shape), batches.classes
+
+
+def _layout(
+    config: RunConfig, world_size: int, network: Network, shapes: Sequence[BlockShape], classes: int
+) -> tuple[Sequence[int], list[float], str]:
+    """Split, cost of every block, and the unit of the costs."""
+    stages = config.train.stage_count(world_size)
+    if config.train.split is None and stages > 1:
+        costs, unit = block_costs(config.train, network, shapes, classes, Numerics(torch.device("cpu")))
+        return balance(costs, stages), costs, unit
+    costs = arithmetic_costs(config.train, shapes, classes)
+    return config.train.split or (len(network),), costs, "multiply-accumulates of a sample"
+
+
+def _table(
+    network: Network, shapes: Sequence[BlockShape], split: Sequence[int], costs: Sequence[float], unit: str
+) -> Table:
+    table = Table(title=f"Stages (cost: {unit})")
+    for name in ("stage", "block", "layer", "takes", "hands on", "cost %"):
+        table.add_column(name, justify="right" if name in ("stage", "block", "cost %") else "left")
+    whole = sum(costs)
+    for stage, blocks in enumerate(members(split)):
+        for block in blocks:
+            takes, hands = ("x".join(map(str, s)) for s in (shapes[block].inputs, shapes[block].outputs))
+            share = f"{100 * costs[block] / whole:.1f}"
+            table.add_row(str(stage), str(block), network[block].name, takes, hands, share)
+        table.add_section()
+    return table

@@ -1,0 +1,52 @@
+"""A trained network without the machinery of training: no process group, no local heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pipeline.config import read_toml
+from pipeline.errors import ConfigError, DataError
+from pipeline.models import CUSTOM, build_block, given_network, named_network
+
+__all__ = ["load_model"]
+
+
+def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None) -> nn.Sequential:
+    """The trained network of a run folder as an ordinary module in evaluation mode: images in, class scores out.
+
+    Args:
+        run_folder: of a finished run.
+        blocks: the network, where it was a user's own; filled in place. A named network is built anew.
+
+    Raises:
+        DataError: the folder holds no finished run, or weights that do not fit the network.
+        ConfigError: the network was a user's own and `blocks` is missing.
+    """
+    folder = Path(run_folder)
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            known = file.metadata()
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{folder} holds no finished run ({error}); give the folder of a run that has ended"
+        ) from error
+    if blocks is not None:
+        network = given_network(blocks)
+    elif known["model"] == CUSTOM:
+        raise ConfigError(f"the network of {folder} was your own; pass it as `blocks`")
+    else:
+        config = read_toml(str(folder / "config.toml"))
+        shape = tuple(int(side) for side in known["input_shape"].split(","))
+        network = named_network(config.model, shape, int(known["classes"]), config.train.loss)
+    model = nn.Sequential(*(build_block(spec, 0, index) for index, spec in enumerate(network)))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"the weights of {folder} do not fit the network ({reason}); pass the one trained") from error
+    return model.eval()
