@@ -188,7 +188,8 @@ def blocks_from(sequential: nn.Sequential) -> list[Block]:
     """
     groups: list[list[tuple[str, nn.Module]]] = []
     leading: list[tuple[str, nn.Module]] = []
-    for name, child in sequential.named_children():
+    for name, child in sequential._modules.items():  # named_children would skip a module used twice
+        assert child is not None
         if any(True for _ in child.parameters()) and not isinstance(child, _NORMALISATIONS):
             groups.append([*leading, (name, child)])
             leading = []
