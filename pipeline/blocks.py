@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["Block", "ConvBlock", "LinearBlock", "OutputBlock", "SequentialBlock", "canonical", "create_nonlinearity"]
+__all__ = ["Block", "ConvBlock", "Dropout", "LinearBlock", "OutputBlock", "SequentialBlock", "canonical", "create_nonlinearity"]
 
 
 def canonical(x: Tensor, channels_last: bool = True) -> Tensor:
@@ -48,6 +51,33 @@ def create_nonlinearity(name: str) -> nn.Module:
     return nn.LeakyReLU(0.01, inplace=True) if name == "leaky_relu" else nn.ReLU(inplace=True)
 
 
+class Dropout(nn.Module):
+    """Dropout of single values, or of whole feature maps with `maps`, drawing from the default generator.
+
+    On a CPU the mask takes 16 bits of randomness a value instead of a 53-bit number, at a quarter of the time; the
+    rate is rounded to 1/65536.
+    """
+
+    def __init__(self, rate: float, *, maps: bool = False) -> None:
+        super().__init__()
+        self.rate, self.maps = rate, maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scaled by 1 / (1 - rate) in training, the identity in evaluation."""
+        if not self.training or self.rate == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout2d(x, self.rate) if self.maps else F.dropout(x, self.rate)
+        shape = (*x.shape[:2], 1, 1) if self.maps else x.shape
+        threshold = round(self.rate * 2**16)
+        words = torch.empty((math.prod(shape) + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        keep = words.view(torch.int16)[: math.prod(shape)] >= threshold - 2**15
+        return x * (keep.to(x.dtype) * (2**16 / (2**16 - threshold))).view(shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.rate}, maps={self.maps}"
+
+
 class ConvBlock(Block):
     """Convolution, batch norm, nonlinearity | dropout of maps, 2x2 max pooling. [B, C, H, W] -> [B, C', H', W']."""
 
@@ -59,7 +89,7 @@ class ConvBlock(Block):
         self.encoder = nn.Conv2d(channels_in, channels, kernel, stride=stem_stride, padding=padding)
         self.bn = nn.BatchNorm2d(channels)
         self.nonlinearity = create_nonlinearity(nonlinearity)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = Dropout(dropout, maps=True)
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
 
     def features(self, x: Tensor) -> Tensor:
@@ -77,7 +107,7 @@ class LinearBlock(Block):
         self.encoder = nn.Linear(features_in, features)
         self.bn = nn.BatchNorm1d(features)
         self.nonlinearity = create_nonlinearity(nonlinearity)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def features(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.nonlinearity(self.bn(self.encoder(x.flatten(1)))))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.blocks import Block, ConvBlock, LinearBlock, OutputBlock, SequentialBlock
+from pipeline.blocks import Block, ConvBlock, Dropout, LinearBlock, OutputBlock, SequentialBlock
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.keys import seed_default_generator
@@ -170,6 +170,7 @@ def create_model(
 
 _NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _TAIL = (
+    Dropout,
     *(nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd),
     *(nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd),
     *(nn.Flatten, nn.Identity),

@@ -1,0 +1,63 @@
+# `make train` runs the main job and `make test` every check; both first make .venv where it is missing or outdated.
+
+PYTHON ?=
+PROCESSES ?= 4
+ARGS ?=
+NAME ?= list
+
+BIN := .venv/bin
+READY := .venv/.ready
+READY_DEV := .venv/.ready-dev
+
+# A stamp that names another folder came here with a copied or moved checkout.
+ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(READY) $(READY_DEV)
+endif
+
+.NOTPARALLEL:
+.PHONY: help train test lint types tests format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make train    run the main job: $(PROCESSES) processes, handwritten digits; PROCESSES=2 ARGS=\"--epochs 3\""
+	@echo "make test     run all checks: lint, types, tests"
+	@echo "make lint     ruff and codespell"
+	@echo "make types    mypy, strict"
+	@echo "make tests    pytest; ARGS=\"-k exact\""
+	@echo "make format   let ruff mend what it can"
+	@echo "make bench    list the benchmarks, or run one: NAME=throughput ARGS=--quick"
+	@echo "make clean    remove .venv, caches and build files, never data or runs"
+	@echo "The first of them makes .venv; PYTHON=python3.12 picks the interpreter, from 3.11 to 3.13."
+
+train: $(READY)
+	$(BIN)/torchrun --nproc_per_node=$(PROCESSES) launch/pipeline_train.py $(ARGS)
+
+test: lint types tests
+
+lint: $(READY_DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/codespell
+
+types: $(READY_DEV)
+	$(BIN)/mypy
+
+tests: $(READY_DEV)
+	$(BIN)/pytest $(ARGS)
+
+format: $(READY_DEV)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find pipeline launch benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): setup.cfg pyproject.toml
+	@PYTHON="$(PYTHON)" tools/make-venv
+
+$(READY_DEV): setup.cfg pyproject.toml
+	@PYTHON="$(PYTHON)" tools/make-venv dev

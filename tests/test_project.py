@@ -1,0 +1,146 @@
+"""The project as a whole: what its files may hold, how its modules depend on each other, what makes `.venv`."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module imports only modules to its left or above.
+LAYERS = (
+    *("errors", "plans", "config", "recipes", "flags", "keys"),  # before torch matters
+    *("augment", "sources", "data"),
+    *("blocks", "models", "losses", "metrics", "local"),
+    *("partition", "packet", "stage", "costs", "dry_run"),
+    *("control", "links", "world", "trace", "queues", "worker", "connect", "state"),
+    *("display", "plots", "run_folder", "monitor"),
+    *("inference", "training"),
+)
+
+MODULES = sorted(path.stem for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__")
+
+WITHOUT_TORCH = (
+    *("pipeline", "pipeline.errors", "pipeline.plans", "pipeline.config", "pipeline.recipes", "pipeline.flags"),
+    "launch.pipeline_train",
+)
+
+FORBIDDEN = {
+    "a path of one machine": r"(^|[^A-Za-z0-9_.])/(work|farm)/",
+    "a package index": r"index[-_]url|pypi\.org|pythonhosted\.org|download\.pytorch\.org",
+}
+
+
+def syntax_tree(module: str) -> ast.Module:
+    return ast.parse((ROOT / "pipeline" / f"{module}.py").read_text())
+
+
+def tracked_files() -> list[Path]:
+    """Every file that git has, or would add."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_machine_or_a_package_index() -> None:
+    found = []
+    for path in tracked_files():
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            found += [f"{path}:{number}: {what}" for what, pattern in FORBIDDEN.items() if re.search(pattern, line)]
+    assert found == []
+
+
+def test_no_file_is_larger_than_500_kB() -> None:  # noqa: N802
+    assert [path for path in tracked_files() if path.stat().st_size > 500_000] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_does_and_what_is_public(module: str) -> None:
+    tree = syntax_tree(module)
+    assert ast.get_docstring(tree)
+    assigned = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    assert any(isinstance(target, ast.Name) and target.id == "__all__" for target in assigned)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_only_layers_below(module: str) -> None:
+    assert module in LAYERS, "a new module needs a place in LAYERS, and a line in pipeline/README.md"
+    imported = set()
+    for node in ast.walk(syntax_tree(module)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            imported.add(node.module or "")
+            if node.module == "pipeline":
+                imported |= {f"pipeline.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+    own = {name.removeprefix("pipeline.") for name in imported if name.startswith("pipeline.")}
+    assert own <= set(LAYERS[: LAYERS.index(module)])
+
+
+def test_public_names_are_there() -> None:
+    assert all(getattr(pipeline, name) is not None for name in pipeline.__all__)
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_flags_are_answered_without_torch(module: str) -> None:
+    code = f"import {module}, sys; print(*{{'torch', 'numpy', 'rich', 'matplotlib'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    page = (ROOT / "pipeline" / "README.md").read_text()
+    assert [module for module in MODULES if f"{module}.py" not in page] == []
+
+
+def test_the_change_log_has_this_version() -> None:
+    assert f"## {pipeline.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def find_python(folder: Path, wanted: str = "") -> subprocess.CompletedProcess[str]:
+    """Run tools/find-python where only the interpreters in `folder` are on the path."""
+    environment = {**os.environ, "PATH": f"{folder}:/usr/bin:/bin", "PYTHON": wanted}
+    command = [str(ROOT / "tools" / "find-python")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def fake_python(folder: Path, name: str, says: str, status: int = 0) -> None:
+    """An interpreter that answers every question with `says`."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho {says}\nexit {status}\n")
+    path.chmod(0o755)
+
+
+def test_a_python_that_fits_is_looked_for(tmp_path: Path) -> None:
+    fake_python(tmp_path, "python3", "3.14 venv")
+    fake_python(tmp_path, "python3.13", "", status=127)  # a shim whose version is not installed
+    fake_python(tmp_path, "python3.12", "3.12 venv")
+    assert find_python(tmp_path).stdout == "python3.12\n"
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ("3.10 venv", "error: Python 3.10 found; this project needs 3.11 to 3.13; install one, or name it: "),
+        ("3.14 venv", "error: Python 3.14 found; this project needs 3.11 to 3.13; install one, or name it: "),
+        ("3.12 bare", "error: Python 3.12 cannot make virtual environments here; install its venv package "),
+        ("", "error: PYTHON is given, which does not run; this project needs Python 3.11 to 3.13; "),
+    ],
+)
+def test_a_python_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, says: str, message: str) -> None:
+    fake_python(tmp_path, "given", says)
+    done = find_python(tmp_path, "given")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
