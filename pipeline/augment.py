@@ -123,9 +123,12 @@ def _windows(images_NHWC: Tensor, top: Tensor, left: Tensor, height: int, width:
 def _scale(images_NHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """((x / 255) - mean) / std, in this order: torchvision's ToTensor and Normalize to the bit."""
     count, rows, columns, channels = images_NHWC.shape
+    pixels, device = rows * columns, images_NHWC.device
     # Whole images as rows: a trailing dimension of 3 would leave vector units idle (10 times slower).
-    values = images_NHWC.reshape(count, rows * columns * channels).to(torch.float32)
-    values.div_(255).sub_(_tiled(mean, rows * columns, values.device)).div_(_tiled(std, rows * columns, values.device))
+    values = images_NHWC.reshape(count, pixels * channels).to(torch.float32)
+    # By a tensor: CUDA divides by a Python number through its reciprocal, which rounds otherwise than the CPU.
+    values.div_(_tiled((255.0,), 1, device))
+    values.sub_(_tiled(mean, pixels, device)).div_(_tiled(std, pixels, device))
     return values.view(count, rows, columns, channels)
 
 

@@ -49,7 +49,7 @@ def spawn(arguments: Sequence[str], world_size: int, timeout_s: float, cwd: Path
                 subprocess.Popen(
                     [sys.executable, *arguments],
                     cwd=cwd,
-                    env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
+                    env=os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
                     stdin=subprocess.DEVNULL,
                     stdout=stack.enter_context((folder / f"{rank}.out").open("w")),
                     stderr=stack.enter_context((folder / f"{rank}.err").open("w")),
