@@ -28,6 +28,7 @@ __all__ = ["main"]
 
 _RANK = int(os.environ.get("RANK", "0"))
 _WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+_HEAD_START_S = 0.5  # how long the others get to find the same mistake before the first exit ends them
 _GRACE_S = 10.0  # how long a process waits for torchrun to end it after another one has reported the failure
 
 
@@ -41,9 +42,6 @@ def main(arguments: Sequence[str]) -> int:
         return _act(command)
     except PipelineError as error:
         _leave(error)
-    except KeyboardInterrupt as interrupt:
-        _say_interrupted(str(interrupt))
-        _exit(1)
     except Exception:
         traceback.print_exc()
         _exit(1)
@@ -96,11 +94,11 @@ def _train(command: Command) -> None:
 def _leave(error: PipelineError) -> NoReturn:
     """Print the one line from the process the error came from, which exits first; the others wait to be ended."""
     status = 2 if isinstance(error, ConfigError | DataError) else 1
-    if error.rank == _RANK:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        _exit(status)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
-    time.sleep(_GRACE_S)
+    if error.rank == _RANK:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    if _WORLD_SIZE > 1:
+        time.sleep(_HEAD_START_S if error.rank == _RANK else _GRACE_S)
     _exit(status)
 
 
@@ -125,4 +123,8 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    _exit(main(sys.argv[1:]))
+    try:
+        _exit(main(sys.argv[1:]))
+    except KeyboardInterrupt as interrupt:
+        _say_interrupted(str(interrupt))
+        _exit(1)

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Block", "ConvBlock", "Dropout", "LinearBlock", "OutputBlock", "SequentialBlock", "canonical", "create_nonlinearity"]
+__all__ = [
+    "Block",
+    "ConvBlock",
+    "Dropout",
+    "LinearBlock",
+    "OutputBlock",
+    "SequentialBlock",
+    "canonical",
+    "create_nonlinearity",
+]
 
 
 def canonical(x: Tensor, channels_last: bool = True) -> Tensor:

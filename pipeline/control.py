@@ -66,13 +66,22 @@ class Control:
             result = act()
         except (ConfigError, DataError) as caught:
             error = caught
-        told = None if error is None else [type(error).__name__, str(error)]
-        self.publish(f"together/{name}/{self.rank}", told)
-        for rank in range(self.world_size):
-            told = self.read(f"together/{name}/{rank}", rank)
-            if told is not None:
-                raise _with_rank(_KINDS[told[0]](told[1]), rank) from error
-        return result
+        self.publish(f"together/{name}/{self.rank}", None if error is None else [type(error).__name__, str(error)])
+        told = [self.read(f"together/{name}/{rank}", rank) for rank in range(self.world_size)]
+        first = next((rank for rank, report in enumerate(told) if report is not None), None)
+        if first is None:
+            return result
+        self._wait_until_all_know(name, first)
+        kind, message = told[first]
+        raise _with_rank(_KINDS[kind](message), first) from error
+
+    def _wait_until_all_know(self, name: str, first: int) -> None:
+        """Process `first` will print the error and exit, which ends the others: they must have read it before."""
+        self.publish(f"known/{name}/{self.rank}", True)
+        deadline = time.monotonic() + 2.0
+        others = [f"known/{name}/{rank}" for rank in range(self.world_size)]
+        while self.rank == first and not self.store.check(others) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def fail(self, message: str) -> PipelineError:
         """Report that this process failed; returns the error that ends the run, the first one reported."""

@@ -81,7 +81,7 @@ class _CudaLink(GlooLink):
     def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device) -> None:
         super().__init__(group, peer)
         self.device = device
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.stream = torch.cuda.Stream(device)
 
     def mark(self) -> object:
         return torch.cuda.current_stream(self.device).record_event()

@@ -1,6 +1,6 @@
 """The cases of the exactness suite. As a script: run those of this world size in this process, write the digests.
 
-    python tests/exactness_cases.py OUT.json        under torchrun's variables, once a process
+python tests/exactness_cases.py OUT.json        under torchrun's variables, once a process
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def sleeping(stage_index: int | None) -> Iterator[None]:
             time.sleep(0.02 * draw.random())
         return forward(stage, packet)
 
-    Stage.forward = sleepy  # type: ignore[method-assign]  # a fault injected by the test
+    Stage.forward = sleepy  # type: ignore[assignment,method-assign]  # a fault injected by the test
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ROOT", "Finished", "free_port", "spawn"]
+from torch.distributed import TCPStore
+
+__all__ = ["ROOT", "Finished", "spawn"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,13 +28,6 @@ class Finished:
     stderr: str
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def spawn(arguments: Sequence[str], world_size: int, timeout_s: float, cwd: Path = ROOT) -> list[Finished]:
     """Run `python arguments` once per rank, as torchrun does: when one fails, the others get SIGTERM.
 
@@ -41,15 +35,19 @@ def spawn(arguments: Sequence[str], world_size: int, timeout_s: float, cwd: Path
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        port, processes = str(free_port()), []
+        store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        processes: list[subprocess.Popen[bytes]] = []
         for rank in range(world_size):
             places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-            environment = {k: str(v) for k, v in places.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment = {k: str(v) for k, v in places.items()} | (meeting if world_size > 1 else {})
             processes.append(
                 subprocess.Popen(
                     [sys.executable, *arguments],
                     cwd=cwd,
-                    env=os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                    env=os.environ
+                    | environment
+                    | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
                     stdin=subprocess.DEVNULL,
                     stdout=stack.enter_context((folder / f"{rank}.out").open("w")),
                     stderr=stack.enter_context((folder / f"{rank}.err").open("w")),

@@ -72,7 +72,10 @@ LATE: list[tuple[str, str]] = [
     ("--dataset cifar10 --data-dir empty", r"empty.*--download"),
     ("--dataset fashion_mnist --data-dir damaged", r"damaged"),
     ("--dataset image_folder --data-dir empty", r"empty.*train"),
-    ("--output finished", r"--output finished holds a run already \(summary\.json\); choose another folder or add --ov"),
+    (
+        "--output finished",
+        r"--output finished holds a run already \(summary\.json\); choose another folder or add --ov",
+    ),
     ("--output broken.toml/run", r"--output broken\.toml/run cannot be written \(Not a directory\)"),
     ("--trace nowhere/t.json", r"--trace nowhere/t\.json cannot be written \(no folder nowhere\)"),
     ("--device cuda:99", r"--device is cuda:99, but .* GPU"),

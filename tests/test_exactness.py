@@ -27,7 +27,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def _pairs() -> list[tuple[int, str]]:
-    return [(world, name) for world, cases in CASES.items() for name, case in cases.items() if (world, name) != (1, case.equals)]
+    return [
+        (world, name)
+        for world, cases in CASES.items()
+        for name, case in cases.items()
+        if (world, name) != (1, case.equals)
+    ]
 
 
 @pytest.mark.timeout(600)

@@ -147,9 +147,7 @@ def test_bio_prediction_is_binary_cross_entropy_against_the_binarised_projection
     h, labels = random_batch((12,))
     assert loss.projection is not None and loss.decoder is not None
     targets = (loss.projection.T[labels] > 0).float()
-    torch.testing.assert_close(
-        loss(h, labels)[0], F.binary_cross_entropy_with_logits(loss.decoder(h), targets)
-    )
+    torch.testing.assert_close(loss(h, labels)[0], F.binary_cross_entropy_with_logits(loss.decoder(h), targets))
 
 
 def test_bio_prediction_decodes_to_the_class_whose_code_fits_best() -> None:
@@ -160,7 +158,10 @@ def test_bio_prediction_decodes_to_the_class_whose_code_fits_best() -> None:
     outputs = loss.decoder(h)
     codes = (loss.projection.T > 0).float()
     fits = torch.stack(
-        [F.binary_cross_entropy_with_logits(outputs, code.expand_as(outputs), reduction="none").sum(1) for code in codes]
+        [
+            F.binary_cross_entropy_with_logits(outputs, code.expand_as(outputs), reduction="none").sum(1)
+            for code in codes
+        ]
     )
     scores = loss(h, labels)[1]
     assert scores is not None

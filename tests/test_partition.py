@@ -34,9 +34,7 @@ def test_balance_is_as_good_as_trying_every_split() -> None:
         costs = [draw.random() for _ in range(draw.randint(1, 9))]
         stages = draw.randint(1, len(costs))
         cuts = itertools.combinations(range(1, len(costs)), stages - 1)
-        best = min(
-            max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cut, len(costs)))) for cut in cuts
-        )
+        best = min(max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cut, len(costs)))) for cut in cuts)
         split = balance(costs, stages)
         assert max(sum(costs[i] for i in blocks) for blocks in members(split)) == pytest.approx(best)
         assert sum(split) == len(costs) and min(split) >= 1

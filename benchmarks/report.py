@@ -1,0 +1,181 @@
+"""What an experiment found, as JSON, as a table and as a picture: every figure with median, minimum, maximum and n."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure as Canvas
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Figure", "Result", "Row", "Target", "at_least", "at_most", "publish", "summarize"]
+
+SCHEMA = 1
+_PACKAGES = ("torch", "torchvision", "numpy")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured quantity over its repetitions."""
+
+    median: float
+    minimum: float
+    maximum: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of an experiment; names of figures carry their unit, such as `images_per_second`."""
+
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON file: label, settings and figures side by side."""
+        return {"label": self.label, **self.settings, **{name: asdict(f) for name, f in self.figures.items()}}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was hoped for, and whether it came true."""
+
+    name: str
+    wanted: str
+    measured: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that an experiment reports. `plotted` names the figure that the picture shows."""
+
+    rows: Sequence[Row]
+    targets: Sequence[Target]
+    plotted: str
+
+
+def summarize(values: Sequence[float]) -> Figure:
+    """The figure of repeated measurements, at least one."""
+    return Figure(statistics.median(values), min(values), max(values), len(values))
+
+
+def at_least(name: str, wanted: float, figure: Figure) -> Target:
+    """A target met where the median is no smaller."""
+    return Target(name, f"at least {wanted:g}", figure.median, figure.median >= wanted)
+
+
+def at_most(name: str, wanted: float, figure: Figure) -> Target:
+    """A target met where the median is no larger."""
+    return Target(name, f"at most {wanted:g}", figure.median, figure.median <= wanted)
+
+
+def publish(name: str, command: str, result: Result, folder: Path) -> Path:
+    """Print the result, write `name`.json and `name`.png into `folder`, and return the path of the JSON file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        "schema": SCHEMA,
+        "name": name,
+        "command": command,
+        "machine": _machine(),
+        "versions": _versions(),
+        "commit": _commit(),
+        "rows": [row.to_dict() for row in result.rows],
+        "targets": [asdict(target) for target in result.targets],
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _draw(name, result, folder / f"{name}.png")
+    _print(name, result)
+    return path
+
+
+def _machine() -> dict[str, Any]:
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "devices": devices}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit measured, marked where files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _draw(name: str, result: Result, path: Path) -> None:
+    """Medians as bars, least to greatest as whiskers."""
+    shown = [(row.label, row.figures[result.plotted]) for row in result.rows if result.plotted in row.figures]
+    figures = [figure for _, figure in shown]
+    with matplotlib.rc_context({"font.size": 9}):
+        canvas = Canvas(figsize=(7, 1.2 + 0.4 * len(shown)), layout="constrained")
+        axes = canvas.add_subplot()
+        spread = [[f.median - f.minimum for f in figures], [f.maximum - f.median for f in figures]]
+        axes.barh([label for label, _ in shown], [f.median for f in figures], xerr=spread, capsize=3)
+        axes.invert_yaxis()
+        axes.set_xlabel(result.plotted.replace("_", " "))
+        axes.set_title(f"{name}: median, least and greatest of n = {_counts(figures)}")
+        canvas.savefig(path, dpi=150)
+
+
+def _counts(figures: Sequence[Figure]) -> str:
+    return " to ".join(str(n) for n in sorted({min(f.n for f in figures), max(f.n for f in figures)}))
+
+
+def _print(name: str, result: Result) -> None:
+    console = Console()
+    table = Table(title=name)
+    columns = list(dict.fromkeys(figure for row in result.rows for figure in row.figures))
+    table.add_column("")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in result.rows:
+        table.add_row(row.label, *(_cell(row.figures.get(column)) for column in columns))
+    console.print(table)
+    for target in result.targets:
+        verdict = "met" if target.met else "MISSED"
+        console.print(f"{verdict}: {target.name}: wanted {target.wanted}, measured {_number(target.measured)}")
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    return f"{_number(figure.median)} ({_number(figure.minimum)} to {_number(figure.maximum)}, n={figure.n})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
