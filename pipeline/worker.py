@@ -182,6 +182,7 @@ class Worker:
         """Run one piece of a stage's work, timed."""
         start, start_ns = time.perf_counter(), time.monotonic_ns()
         result = act(*args, **kwargs)
+        self.recorder.settle()
         self.clocks[position].busy_s += time.perf_counter() - start
         self._span(name, packet, start_ns, position)
         return result
