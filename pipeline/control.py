@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import Store
 
 from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure
 
-__all__ = ["Control", "Watch"]
+__all__ = ["Control", "Watch", "known_to_all"]
 
 R = TypeVar("R")
 
@@ -149,6 +149,11 @@ class Watch:
                 f"stage {self.rank} (process {self.rank}) has been silent for {self.control.timeout_s:g} s, seen from "
                 f"stage {self.control.rank}; look at its machine, or raise --timeout if it was only suspended"
             )
+
+
+def known_to_all(error: PipelineError) -> bool:
+    """Whether the error came from the control channel, so that every process raises it."""
+    return "rank" in vars(error)
 
 
 def _with_rank(error: PipelineError, rank: int) -> PipelineError:

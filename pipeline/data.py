@@ -41,7 +41,7 @@ class _Split(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Images, float32, and labels, int64, on the device; indices lie on the CPU, the step keys all chance."""
+        """Images, float32 on the device, and labels, int64 on the CPU like the indices; the step keys all chance."""
 
     def prefetch(self, indices: Tensor) -> None:
         """Begin to read what the next `batch` will ask for."""
@@ -144,10 +144,8 @@ class _ImageSplit:
 
     def batch(self, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The chosen images and labels."""
-        chosen = indices.to(self._store.labels.device)
-        images_NHWC = self._store.take(chosen).to(self._device)
-        labels = self._store.labels.index_select(0, chosen).to(self._device)
-        return self._prepare(images_NHWC, step), labels
+        images_NHWC = self._store.take(indices).to(self._device)
+        return self._prepare(images_NHWC, step), self._store.labels.index_select(0, indices)
 
     def _prepare(self, images_NHWC: Tensor, step: int) -> Tensor:
         how, mean, std = self._loaded.augmentation, self._loaded.mean, self._loaded.std
@@ -167,7 +165,7 @@ class _TensorSplit:
     """A TensorDataset of images and labels, by indexing."""
 
     def __init__(self, images: Tensor, labels: Tensor, device: torch.device) -> None:
-        self._images, self._labels, self._device = images, labels.to(torch.int64), device
+        self._images, self._labels, self._device = images, labels.to("cpu", torch.int64), device
         self.classes = int(labels.max()) + 1
 
     @property
@@ -182,7 +180,7 @@ class _TensorSplit:
         """The chosen samples."""
         chosen = indices.to(self._images.device)
         images = _to_float(self._images.index_select(0, chosen).to(self._device))
-        return _channels_last(images), self._labels[indices.to(self._labels.device)].to(self._device)
+        return _channels_last(images), self._labels.index_select(0, indices)
 
     def prefetch(self, indices: Tensor) -> None:
         """Nothing to do: all is in memory."""
@@ -204,7 +202,7 @@ class _DatasetSplit:
         """The chosen samples. Raises DataError that names a sample unlike the first."""
         with _keyed_globals(*self._key, step):
             images, labels = zip(*(self._checked_sample(index) for index in indices.tolist()), strict=True)
-        return _channels_last(torch.stack(images).to(self._device)), torch.tensor(labels, device=self._device)
+        return _channels_last(torch.stack(images).to(self._device)), torch.tensor(labels)
 
     def prefetch(self, indices: Tensor) -> None:
         """Nothing is read ahead: the samples' chance is keyed by their own step."""

@@ -1,8 +1,11 @@
-"""What a person sees: a live view in a terminal, plain lines elsewhere."""
+"""What a person sees: a live view in a terminal, plain lines elsewhere. Everything goes to standard output."""
 
 from __future__ import annotations
 
 import math
+import sys
+import textwrap
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,13 +15,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.metrics import EpochRecord, RunPlan, StageStatus, Summary
+from pipeline.metrics import BlockScore, EpochRecord, RunPlan, StageStatus, Summary
 
 __all__ = ["Display", "LiveDisplay", "NullDisplay", "PlainDisplay", "create_display"]
 
+_WIDE = 100  # columns from which headings are written out
+_MARK = "<- the network"
+
+# Of a stage's time: letter, glyph and colour. Glyphs differ because a terminal may have no colours.
+_SHARES = (("\N{FULL BLOCK}", "green"), ("\N{LIGHT SHADE}", "blue"), ("\N{MEDIUM SHADE}", "yellow"))
+
 
 class Display(Protocol):
-    """Shows a run; process 0 has one."""
+    """Shows a run; process 0 has one. `status`, `epoch` and `note` may come from another thread than the rest."""
 
     def start(self, plan: RunPlan) -> None:
         """The layout, before training."""
@@ -29,6 +38,9 @@ class Display(Protocol):
     def epoch(self, record: EpochRecord) -> None:
         """An epoch has ended in all stages."""
 
+    def note(self, text: str) -> None:
+        """One line that a person should read."""
+
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
         """The result; `names` are the blocks'."""
 
@@ -37,11 +49,12 @@ class Display(Protocol):
 
 
 def create_display(quiet: bool, console: Console | None = None) -> Display:
-    """The live view in a terminal; plain lines with `quiet` or without a terminal."""
+    """The live view in a terminal; plain lines with `quiet` or without a terminal that can show it."""
+    # Not Console.is_terminal alone: it believes variables such as FORCE_COLOR, which say nothing about a pipe.
+    terminal = sys.stdout.isatty() if console is None else console.is_terminal
     console = console or Console()
-    if quiet or not console.is_terminal:
-        return PlainDisplay(console)
-    return LiveDisplay(console)
+    able = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
+    return LiveDisplay(console) if terminal and able and not quiet else PlainDisplay(console)
 
 
 class NullDisplay:
@@ -56,6 +69,9 @@ class NullDisplay:
     def epoch(self, record: EpochRecord) -> None:
         """Nothing."""
 
+    def note(self, text: str) -> None:
+        """Nothing."""
+
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
         """Nothing."""
 
@@ -64,11 +80,12 @@ class NullDisplay:
 
 
 class PlainDisplay:
-    """Plain lines, one per epoch."""
+    """Plain lines, one per epoch; our own text in them is ASCII, so that any pipe or file takes it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._epochs = 0
+        self._last: EpochRecord | None = None
 
     def start(self, plan: RunPlan) -> None:
         """A line for the run, for each stage and for each note."""
@@ -76,33 +93,43 @@ class PlainDisplay:
         self._line(_title(plan))
         for index, stage in enumerate(plan.stages):
             self._line(
-                f"stage {index}: process {stage.rank}, {stage.device}, {_threads(stage.threads)}, "
-                f"blocks {_span(stage.blocks)}, {_millions(stage.parameters)} parameters "
-                f"(+ {_millions(stage.parameters_local_heads)} in local heads), {stage.cost_share:.0%} of the cost"
+                f"stage {index}: process {stage.rank}, {stage.device}, {_plural(stage.threads, 'thread')}, "
+                f"blocks {_range(stage.blocks)}, {_count(stage.parameters)} parameters "
+                f"(+ {_count(stage.parameters_local_heads)} in local heads), {_percent(stage.cost_share)} of the cost"
             )
         for note in plan.notes:
-            self._line(f"note: {note}")
+            self.note(note)
 
     def status(self, stages: Sequence[StageStatus]) -> None:
         """Nothing: plain output has a line per epoch."""
 
     def epoch(self, record: EpochRecord) -> None:
         """One line."""
+        self._last = record
         self._line(_epoch_line(record, self._epochs))
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self._line(f"note: {text}")
 
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
         """The summary table as aligned text."""
-        self._line(f"{'block':>5}  {'layer':<24} {'test error %':>12}")
-        for index, (name, error) in enumerate(zip(names, summary.block_test_error_percent, strict=True)):
-            self._line(f"{index:>5}  {name:<24} {_number(error, 2):>12}")
-        for line in _closing(summary, folder):
-            self._line(line)
+        rows = [_HEADINGS, *_score_rows(summary, self._last, names)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+        for row in rows:
+            cells = [
+                text.ljust(width) if heading == "layer" else text.rjust(width)
+                for text, width, heading in zip(row, widths, _HEADINGS, strict=True)
+            ]
+            self._line("  ".join(cells) + (f"  {_MARK}" if row is rows[-1] else ""))
+        for label, text in _closing(summary, folder):
+            self._line(f"{label}: {text}")
 
     def close(self) -> None:
         """Nothing to give back."""
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(text), soft_wrap=True)
 
 
 class LiveDisplay:
@@ -112,157 +139,357 @@ class LiveDisplay:
         self._console = console
         self._plan: RunPlan | None = None
         self._live: Live | None = None
+        self._shown: Sequence[StageStatus] = ()
+        self._last: EpochRecord | None = None
+        self._lock = threading.Lock()  # the monitor's thread shows while the main thread closes
 
     def start(self, plan: RunPlan) -> None:
         """The table of stages; the live view begins."""
         self._plan = plan
-        self._console.print(Text(_title(plan), style="bold"))
-        self._console.print(_plan_table(plan))
-        for note in plan.notes:
-            self._console.print(Text(f"note: {note}", style="yellow"))
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-        self._live.start()
+        for line in _header(plan):
+            self._console.print(line)
+        self._console.print(_plan_table(plan, self._console.width))
+        for text in plan.notes:
+            self.note(text)
+        live = Live(
+            _live_view(plan, (), self._console.width, self._console.height),
+            console=self._console,
+            auto_refresh=False,  # drawing takes time from stage 0's process: only when there is something new
+            transient=True,
+            redirect_stderr=sys.stderr.isatty(),  # else what goes to a file would land here
+        )
+        live.start()
+        self._console.show_cursor(True)  # so that a killed process leaves nothing to restore
+        self._live = live
 
     def status(self, stages: Sequence[StageStatus]) -> None:
         """Refresh the bar and the tables."""
-        if self._live is not None and self._plan is not None and stages:
-            self._live.update(_live_view(self._plan, sorted(stages, key=lambda s: s.stage), self._console.width))
+        stages = sorted(stages, key=lambda stage: stage.stage)
+        with self._lock:
+            if self._live is None or self._plan is None or stages == self._shown:
+                return
+            self._shown = stages
+            view = _live_view(self._plan, stages, self._console.width, self._console.height)
+            self._live.update(view, refresh=True)
 
     def epoch(self, record: EpochRecord) -> None:
         """A line above the live view."""
+        self._last = record
         epochs = 0 if self._plan is None else self._plan.epochs
-        self._console.print(Text(_epoch_line(record, epochs)))
+        self._console.print(_epoch_text(record, epochs), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A line above the live view."""
+        self._console.print(Text.assemble(("note: ", "yellow"), text))
 
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
-        """The summary table."""
+        """The summary tables."""
         self.close()
-        self._console.print(_summary_table(summary, names))
-        for line in _closing(summary, folder):
-            self._console.print(Text(line))
+        for view in (_score_table(summary, self._last, names), _stage_summary(summary), _closing_grid(summary, folder)):
+            self._console.print()
+            self._console.print(view)
 
     def close(self) -> None:
         """End the live view."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        with self._lock:
+            live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+
+# ---- at start
 
 
 def _title(plan: RunPlan) -> str:
-    processes = "1 process" if plan.processes == 1 else f"{plan.processes} processes ({plan.transport})"
-    return (
-        f"{plan.model} on {plan.dataset}, {plan.loss}, seed {plan.seed}: {processes}, {plan.epochs} epochs of "
-        f"{plan.samples_per_epoch:,} images in {plan.steps_per_epoch:,} batches of {plan.batch_size}"
+    return f"{plan.model} on {plan.dataset}, {plan.loss}, seed {plan.seed}: {_processes(plan)}, {_work(plan)}"
+
+
+def _processes(plan: RunPlan) -> str:
+    return _plural(plan.processes, "process", "processes") + (f" ({plan.transport})" if plan.processes > 1 else "")
+
+
+def _work(plan: RunPlan) -> str:
+    batches = f"{_plural(plan.steps_per_epoch, 'batch', 'batches')} of {plan.batch_size}"
+    return f"{_plural(plan.epochs, 'epoch')} of {plan.samples_per_epoch:,} images in {batches}"
+
+
+def _header(plan: RunPlan) -> list[Text]:
+    first = Text.assemble(
+        (plan.model, "bold"), " on ", (plan.dataset, "bold"), ", ", (plan.loss, "bold"), f", seed {plan.seed}"
     )
+    return [first, Text(f"{_processes(plan)}, {_work(plan)}", style="dim")]
 
 
-def _epoch_line(record: EpochRecord, epochs: int) -> str:
-    test = "" if record.test_error_percent is None else f", test error {record.test_error_percent:.2f} %"
-    return (
-        f"epoch {record.epoch}/{epochs}: {record.seconds:.1f} s, lr {record.lr:.2g}, "
-        f"train error {_number(record.train_error_percent, 2)} %{test}"
+def _plan_table(plan: RunPlan, width: int) -> Table:
+    """The stages; what the narrow columns leave over goes to the blocks' names."""
+    wide = width >= _WIDE
+    headings = (
+        ("stage", "process", "device", "threads", "parameters", "local heads", "cost")
+        if wide
+        else ("stage", "proc", "device", "thr", "params", "heads", "cost")
     )
-
-
-def _plan_table(plan: RunPlan) -> Table:
-    table = Table(expand=False)
-    for name in ("stage", "process", "device", "threads"):
-        table.add_column(name, justify="right" if name != "device" else "left", no_wrap=True)
-    table.add_column("blocks", overflow="ellipsis", max_width=46)
-    for name in ("parameters", "+ heads", "cost"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for index, stage in enumerate(plan.stages):
-        blocks = "; ".join(f"{i} {name}" for i, name in zip(stage.blocks, stage.names, strict=True))
-        counts = (_millions(stage.parameters), _millions(stage.parameters_local_heads), f"{stage.cost_share:.0%}")
-        table.add_row(str(index), str(stage.rank), stage.device, str(stage.threads), blocks, *counts)
+    rows = [
+        (
+            str(index),
+            str(stage.rank),
+            stage.device,
+            str(stage.threads),
+            _count(stage.parameters),
+            _count(stage.parameters_local_heads),
+            _percent(stage.cost_share),
+        )
+        for index, stage in enumerate(plan.stages)
+    ]
+    taken = sum(2 + max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    table = _table()
+    for index, heading in enumerate(headings):
+        if index == 4:
+            table.add_column("blocks")
+        table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
+    for row, stage in zip(rows, plan.stages, strict=True):
+        blocks = _block_list(stage.blocks, stage.names, max(12, width - taken - 2))
+        table.add_row(*row[:4], blocks, *row[4:])
     return table
 
 
-def _live_view(plan: RunPlan, stages: Sequence[StageStatus], width: int) -> RenderableType:
-    return Group(_progress(plan, stages[-1], width), _stage_table(stages), _block_table(stages, width))
+def _block_list(blocks: Sequence[int], names: Sequence[str], width: int) -> str:
+    """Such as "0 conv 1-32; 1 conv 32-64, pool", in at most four lines that break between blocks."""
+    items = [f"{index} {name}".replace(" ", "\N{NO-BREAK SPACE}") for index, name in zip(blocks, names, strict=True)]
+    lines = textwrap.wrap("; ".join(items), width, max_lines=4, placeholder=" …")
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def _progress(plan: RunPlan, last: StageStatus, width: int) -> RenderableType:
+# ---- while it runs
+
+
+def _live_view(plan: RunPlan, stages: Sequence[StageStatus], width: int, height: int) -> RenderableType:
+    """Bar on top; below it the stages, and beside them the blocks."""
+    top = _progress(plan, stages, width)
+    if not stages:
+        return top
+    scores = [score for stage in stages for score in stage.blocks]
+    names = {index: name for stage in plan.stages for index, name in zip(stage.blocks, stage.names, strict=True)}
+    sides = Table.grid(padding=(0, 3, 0, 0))
+    room = width - _STAGE_COLUMNS
+    sides.add_row(_stage_table(stages), *_block_tables(scores, names, room, max(4, height - 4)))
+    return Group(top, sides)
+
+
+def _progress(plan: RunPlan, stages: Sequence[StageStatus], width: int) -> RenderableType:
     """Bar of the whole run, rate, time left: as the last stage sees it."""
-    total = plan.epochs * plan.samples_per_epoch
-    rate = last.samples / last.seconds if last.seconds > 0 else 0.0
-    left = _clock((total - last.samples) / rate) if rate > 0 else "-:--"
-    grid = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=max(total, 1), completed=last.samples, width=max(10, min(40, width - 60)))
-    text = f"{rate:,.0f} images/s, {left} left" if rate > 0 else "- images/s"
-    grid.add_row(f"epoch {last.epoch}/{plan.epochs}", bar, text, last.phase if last.phase != "train" else "")
+    last = stages[-1] if stages else None
+    total = max(plan.epochs * plan.samples_per_epoch, 1)
+    samples = last.samples if last else 0
+    rate = _ratio(samples, last.seconds) if last else 0.0
+    left = _clock((total - samples) / rate) if rate > 0 else "-:--"
+    speed = f"{rate:,.0f}" if rate > 0 else "-"
+    epoch = f"epoch {last.epoch if last else 1}/{plan.epochs}"
+    phase = {"evaluate": "testing", "done": "done"}.get(last.phase, "") if last else "starting"
+    text = f"{_percent(min(samples / total, 1.0)):>4}  {speed} images/s  {left} left  {phase:<8}"
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    bar = ProgressBar(total=total, completed=min(samples, total), width=max(8, min(60, width - len(epoch + text) - 5)))
+    grid.add_row(Text(epoch, style="bold"), bar, Text(text))
     return grid
 
 
+_STAGE_COLUMNS = 44  # width of the table below, and the gap after it
+
+
 def _stage_table(stages: Sequence[StageStatus]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("stage", "batch", "busy", "", "waits for input", "waits for output"):
-        table.add_column(name, justify="right" if name else "left")
-    for stage in stages:
-        bar = ProgressBar(total=1.0, completed=min(stage.busy_fraction, 1.0), width=12)
-        waits = (f"{stage.wait_input_fraction:.0%}", f"{stage.wait_output_fraction:.0%}")
-        table.add_row(str(stage.stage), str(stage.step), f"{stage.busy_fraction:.0%}", bar, *waits)
-    return table
-
-
-def _block_table(stages: Sequence[StageStatus], width: int) -> Table:
-    """Local loss and error of every block, in as many columns as fit."""
-    scores = [score for stage in stages for score in stage.blocks]
-    columns = max(1, min(len(scores), (width - 8) // 9))
+    """How busy every stage is, and what it waits for."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("block")
-    for score in scores[:columns]:
-        table.add_column(str(score.block), justify="right", min_width=7)
-    if columns < len(scores):
-        table.add_column("…")
-    table.add_row("loss", *(_number(score.loss, 4) for score in scores[:columns]))
-    table.add_row("error %", *(_number(score.error_percent, 2) for score in scores[:columns]))
+    for heading, style in (("stage", ""), ("", ""), ("busy", "green"), ("input", "blue"), ("output", "yellow")):
+        table.add_column(heading, justify="right", no_wrap=True, header_style=f"bold {style}".strip())
+    for stage in stages:
+        shares = (stage.busy_fraction, stage.wait_input_fraction, stage.wait_output_fraction)
+        table.add_row(str(stage.stage), _share_bar(shares, 16), *map(_percent, shares))
     return table
 
 
-def _summary_table(summary: Summary, names: Sequence[str]) -> Table:
-    table = Table(title=f"{summary.model} on {summary.dataset}, {summary.loss}: test error of every classifier")
+def _share_bar(shares: Sequence[float], width: int) -> Text:
+    """One bar for the parts of a stage's time, blank for what is none of them."""
+    bar, ends = Text(), [0, 0, 0]
+    total = 0.0
+    for index, share in enumerate(shares):
+        total = min(1.0, total + (share if math.isfinite(share) and share > 0 else 0.0))
+        ends[index] = round(total * width)
+    for (glyph, colour), begin, end in zip(_SHARES, (0, *ends), ends, strict=False):
+        bar.append(glyph * (end - begin), style=colour)
+    bar.append(" " * (width - len(bar)))
+    return bar
+
+
+def _block_tables(scores: Sequence[BlockScore], names: dict[int, str], room: int, rows: int) -> list[Table]:
+    """Local loss and error of every block: beside each other what is too high, without names what is too wide."""
+    parts = max(1, math.ceil(len(scores) / rows))
+    named = room // parts >= 34
+    parts = min(parts, max(1, room // (34 if named else 24)))
+    high = min(rows, math.ceil(len(scores) / parts))
+    tables = [_block_table(scores[i * high : (i + 1) * high], names if named else {}) for i in range(parts)]
+    if parts * high < len(scores):
+        tables[-1].add_row("…")
+    return tables
+
+
+def _block_table(scores: Sequence[BlockScore], names: dict[int, str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("block", justify="right")
-    table.add_column("layer")
-    table.add_column("stage", justify="right")
-    table.add_column("test error %", justify="right")
-    homes = {block: index for index, stage in enumerate(summary.stage) for block in stage.blocks}
-    for index, (name, error) in enumerate(zip(names, summary.block_test_error_percent, strict=True)):
-        last = index == len(names) - 1
-        style = "bold" if last else ""
-        table.add_row(str(index), name, str(homes.get(index, "")), _number(error, 2), style=style)
+    if names:
+        table.add_column("", no_wrap=True, overflow="ellipsis", max_width=20)
+    table.add_column("loss", justify="right", min_width=7, no_wrap=True)
+    table.add_column("error %", justify="right", no_wrap=True)
+    for score in scores:
+        name = [Text(names.get(score.block, ""), style="dim")] if names else []
+        table.add_row(str(score.block), *name, _loss(score.loss), _error(score.error_percent))
     return table
 
 
-def _closing(summary: Summary, folder: str | None) -> list[str]:
-    busy = ", ".join(f"{stage.busy_fraction:.0%}" for stage in summary.stage)
-    lines = [
-        f"test error {summary.test_error_percent:.2f} % (best {summary.best_test_error_percent:.2f} %), "
-        f"train error {_number(summary.train_error_percent, 2)} %",
-        f"{summary.samples_per_second:,.0f} images/s over {summary.train_seconds:.1f} s of training, "
-        f"stages busy {busy}",
-        f"{_millions(summary.parameters)} parameters, {_millions(summary.parameters_local_heads)} more in local heads",
-        f"state {summary.state_sha256[:16]}",
+def _epoch_line(record: EpochRecord, epochs: int) -> str:
+    tested = record.test_error_percent is not None
+    return (
+        f"epoch {record.epoch}/{epochs}: {record.seconds:.1f} s, lr {record.lr:.4g}, "
+        f"train error {_error(record.train_error_percent)} %"
+        + (f", test error {_error(record.test_error_percent)} %" if tested else "")
+    )
+
+
+def _epoch_text(record: EpochRecord, epochs: int) -> Text:
+    line = Text.assemble(
+        ("epoch ", "dim"),
+        f"{record.epoch:>{len(str(epochs))}}/{epochs}",
+        f"{record.seconds:>9.1f} s",
+        ("   lr ", "dim"),
+        f"{record.lr:<9.4g}",
+        (" train error ", "dim"),
+        f"{_error(record.train_error_percent):>6} %",
+    )
+    if record.test_error_percent is not None:
+        line.append("   test error ", "dim").append(f"{_error(record.test_error_percent):>6} %", "bold")
+    return line
+
+
+# ---- at the end
+
+_HEADINGS = ("block", "layer", "stage", "loss", "train error %", "test error %")
+
+
+def _score_rows(summary: Summary, last: EpochRecord | None, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """One row for each block's own classifier; loss and training error are the last epoch's."""
+    homes = {block: str(index) for index, stage in enumerate(summary.stage) for block in stage.blocks}
+    empty = (None,) * len(names)
+    losses, errors = (last.block_loss, last.block_train_error_percent) if last else (empty, empty)
+    columns = zip(names, losses, errors, summary.block_test_error_percent, strict=True)
+    return [
+        (str(index), name, homes.get(index, "-"), _loss(loss), _error(train), _error(test))
+        for index, (name, loss, train, test) in enumerate(columns)
     ]
-    return lines if folder is None else [*lines, f"run folder {folder}"]
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def _score_table(summary: Summary, last: EpochRecord | None, names: Sequence[str]) -> Table:
+    table = _table(title="every block's own classifier, the output layer last")
+    for heading in _HEADINGS:
+        left = heading == "layer"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+    table.add_column("")
+    rows = _score_rows(summary, last, names)
+    for row in rows[:-1]:
+        table.add_row(*row)
+    for row in rows[-1:]:
+        table.add_row(*row, _MARK, style="bold")
+    return table
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f}M" if count >= 10_000 else str(count)
+def _stage_summary(summary: Summary) -> Table:
+    """Every stage over the whole run."""
+    table = _table(title="every stage")
+    for heading in ("stage", "device", "blocks", "busy", "waited for input", "output", "peak memory", "sent"):
+        table.add_column(heading, justify="left" if heading == "device" else "right")
+    for index, stage in enumerate(summary.stage):
+        waits = (f"{stage.wait_input_s:,.1f} s", f"{stage.wait_output_s:,.1f} s")
+        sizes = (_bytes(stage.peak_memory_bytes), _bytes(stage.bytes_sent))
+        table.add_row(
+            str(index), stage.device, _range(stage.blocks), _percent(stage.busy_fraction), *waits, *sizes
+        )
+    return table
 
 
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+def _closing(summary: Summary, folder: str | None) -> list[tuple[str, str]]:
+    lines = [
+        (
+            "test error",
+            f"{_error(summary.test_error_percent)} % (best {_error(summary.best_test_error_percent)} %, "
+            f"training {_error(summary.train_error_percent)} %)",
+        ),
+        ("speed", f"{summary.samples_per_second:,.0f} images/s, {summary.train_seconds:,.1f} s of training"),
+        ("stages busy", ", ".join(_percent(stage.busy_fraction) for stage in summary.stage)),
+        ("parameters", f"{_count(summary.parameters)}, {_count(summary.parameters_local_heads)} more in local heads"),
+        ("state", summary.state_sha256[:16]),
+    ]
+    return lines if folder is None else [*lines, ("run folder", folder)]
 
 
-def _span(blocks: Sequence[int]) -> str:
+def _closing_grid(summary: Summary, folder: str | None) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for label, text in _closing(summary, folder):
+        style = "bold" if label == "test error" else ""
+        grid.add_row(Text(label, style="dim"), Text(text, style=style, overflow="fold"))
+    return grid
+
+
+# ---- numbers
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="dim"
+    )
+
+
+def _number(value: float | None, text: str) -> str:
+    return "-" if value is None else format(value, text)
+
+
+def _error(value: float | None) -> str:
+    return _number(value, ".2f")
+
+
+def _loss(value: float | None) -> str:
+    return _number(value, ".4f" if value is None or abs(value) < 100 else ".4g")
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %" if math.isfinite(fraction) else "-"
+
+
+def _ratio(samples: int, seconds: float) -> float:
+    return samples / seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e6:.2f}M" if value >= 10_000 else f"{value:,}"
+
+
+def _plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _bytes(count: float) -> str:
+    if count <= 0:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _range(blocks: Sequence[int]) -> str:
     return str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]}-{blocks[-1]}"
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    if not math.isfinite(seconds) or seconds > 1e7:
+        return "-:--"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

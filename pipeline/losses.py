@@ -98,7 +98,9 @@ class FeedbackLinear(nn.Module):
         self.register_buffer("feedback", torch.empty(outputs, features).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _FeedbackAlignment.apply(x, self.weight, self.bias, self.feedback))
+        with torch.autocast(x.device.type, enabled=False):  # the backward knows the weights' own number format only
+            x = x.to(self.weight.dtype)
+            return cast(Tensor, _FeedbackAlignment.apply(x, self.weight, self.bias, self.feedback))
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def slots(depth: int) -> tuple[int, int]:
 class _Queue:
     """What both ends share: a condition, the failure of the thread behind it, and the time spent waiting."""
 
-    def __init__(self, control: Control, peer: int) -> None:
-        self.control, self.peer = control, peer
+    def __init__(self, control: Control, peer: int, recorder: Recorder, stage: int) -> None:
+        self.control, self.peer, self.recorder, self.stage = control, peer, recorder, stage
         self.waited_s = 0.0
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
@@ -54,6 +54,10 @@ class _Queue:
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
         return thread
+
+    def _span(self, lane: str, packet: Packet, start_ns: int) -> None:
+        duration = time.monotonic_ns() - start_ns
+        self.recorder.add(self.stage, lane, lane, packet.step, start_ns, duration, packet.kind.name.lower())
 
     def _wait_until(self, ready: Callable[[], bool]) -> None:
         """Wait, holding the condition; raises if the thread failed or the peer is lost."""
@@ -85,13 +89,13 @@ class SendQueue(_Queue):
     def __init__(
         self, link: Link, contract: Contract, depth: int, control: Control, peer: int, recorder: Recorder, stage: int
     ) -> None:
-        super().__init__(control, peer)
-        self.link, self.recorder, self.stage = link, recorder, stage
+        super().__init__(control, peer, recorder, stage)
+        self.link = link
         self.bytes_sent = 0
         self._length = header_length(contract.batch)
         self._free = slots(depth)[0]
         self._sent = 0
-        self._under_way: deque[tuple[Transfer, int, int]] = deque()  # what waits, step, start in ns
+        self._under_way: deque[tuple[Transfer, Packet, int]] = deque()  # what waits, for which packet, since when
         self._thread = self._start(self._finish, f"send to stage {peer}")
 
     def put(self, packet: Packet) -> None:
@@ -106,18 +110,19 @@ class SendQueue(_Queue):
         if packet.activation is not None:
             self.bytes_sent += packet.activation.nbytes
         with self._changed:
-            self._under_way.append((transfer, -1 if packet.kind is Kind.STOP else packet.step, start))
+            self._under_way.append((transfer, packet, start))
             self._changed.notify_all()
 
     def _finish(self) -> None:
-        step = 0
-        while step >= 0:
+        kind = Kind.TRAIN
+        while kind is not Kind.STOP:
             with self._changed:
                 while not self._under_way:
                     self._changed.wait(_POLL_S)
-                transfer, step, start = self._under_way.popleft()
+                transfer, packet, start = self._under_way.popleft()
+            kind = packet.kind
             transfer()
-            self.recorder.add(self.stage, "send", "send", step, start, time.monotonic_ns() - start)
+            self._span("send", packet, start)
             with self._changed:
                 self._free += 1
                 self._changed.notify_all()
@@ -144,8 +149,8 @@ class ReceiveQueue(_Queue):
         stage: int,
         device: torch.device,
     ) -> None:
-        super().__init__(control, peer)
-        self.link, self.recorder, self.stage = link, recorder, stage
+        super().__init__(control, peer, recorder, stage)
+        self.link = link
         self._header = torch.empty(header_length(contract.batch), dtype=torch.int64)
         self._ahead = slots(depth)[1]
         # On a GPU the host may run one step ahead of the device, which still reads the buffer before the last.
@@ -211,7 +216,7 @@ class ReceiveQueue(_Queue):
             return packet
         activation = buffer[: packet.batch]
         self.link.receive(rows(activation))
-        self.recorder.add(self.stage, "receive", "receive", packet.step, start, time.monotonic_ns() - start)
+        self._span("receive", packet, start)
         return packet.with_activation(activation)
 
 

@@ -46,7 +46,7 @@ class ImageStore(Protocol):
         """Rows, columns, channels as stored."""
 
     def take(self, indices: Tensor) -> Tensor:
-        """The chosen images, uint8 [B, H, W, C]; indices lie on the device of `labels`."""
+        """The chosen images, uint8 [B, H, W, C]; indices lie on the CPU."""
 
     def prefetch(self, indices: Tensor) -> None:
         """Begin to read what the next `take` will ask for."""
@@ -67,14 +67,14 @@ class Images:
 
     def take(self, indices: Tensor) -> Tensor:
         """The chosen images."""
-        return self.images.index_select(0, indices)
+        return self.images.index_select(0, indices.to(self.images.device))
 
     def prefetch(self, indices: Tensor) -> None:
         """Nothing to do: all is in memory."""
 
     def to(self, device: torch.device) -> Images:
-        """The same images on `device`."""
-        return Images(self.images.to(device), self.labels.to(device))
+        """The same images on `device`; the labels stay, since they travel in packet headers."""
+        return Images(self.images.to(device), self.labels)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,42 @@
 """Spans of every stage: who did what when, as a Chrome trace.
 
-Clock: `time.monotonic_ns`, which all processes of one host share. Stages on several hosts are each on their own
-clock: their lanes are right in themselves, but may be shifted against each other.
+Clock: `time.monotonic_ns`, which all processes of one host share, so that their spans compare to the microsecond. Each
+host counts from its own boot; `join` shifts the spans of other hosts by what the wall clocks say, which is as good as
+those are synchronised (NTP: about a millisecond).
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LANES", "Recorder", "Span", "read_chrome", "spans_from", "to_chrome", "write_chrome"]
+__all__ = [
+    "LANES",
+    "NullRecorder",
+    "Recorder",
+    "Span",
+    "dropped_in",
+    "join",
+    "read_chrome",
+    "spans_from",
+    "spans_of",
+    "to_chrome",
+    "tracks_of",
+    "write_chrome",
+]
 
 LANES = ("compute", "send", "receive")
 """Threads of a process: the stage itself, and the two that wait for transfers."""
 
 _LIMIT = 200_000  # spans a process keeps; at about 100 bytes each a long run must not eat the memory
+_TRACKS = 100  # thread numbers kept for each lane of a trace; several transfers may be under way at once
 
 
 @dataclass(frozen=True)
@@ -45,14 +63,17 @@ class Recorder:
     Args:
         enabled: whether anything is recorded.
         synchronize: waits for the device, so that a span covers the work it started; for GPUs.
+        limit: spans kept; those after are only counted, in `dropped`.
     """
 
-    def __init__(self, enabled: bool, synchronize: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, enabled: bool = True, synchronize: Callable[[], None] | None = None, *, limit: int = _LIMIT
+    ) -> None:
         self.enabled = enabled
-        self._synchronize = synchronize
-        self._lock = threading.Lock()
-        self._spans: list[tuple[Any, ...]] = []
         self.dropped = 0
+        self._synchronize, self._limit = synchronize, limit
+        self._lock = threading.Lock()
+        self._spans: list[tuple[int, str, str, int, int, int, str]] = []
 
     def add(
         self, stage: int, lane: str, name: str, step: int, start_ns: int, duration_ns: int, kind: str = "train"
@@ -61,54 +82,151 @@ class Recorder:
         if not self.enabled:
             return
         with self._lock:
-            if len(self._spans) < _LIMIT:
+            if len(self._spans) < self._limit:
                 self._spans.append((stage, lane, name, step, start_ns, duration_ns, kind))
             else:
                 self.dropped += 1
+
+    @contextmanager
+    def span(self, stage: int, name: str, step: int, *, lane: str = "compute", kind: str = "train") -> Iterator[None]:
+        """Record what runs inside, also when it fails."""
+        start_ns = time.monotonic_ns()
+        try:
+            yield
+            self.settle()
+        finally:
+            self.add(stage, lane, name, step, start_ns, time.monotonic_ns() - start_ns, kind)
 
     def settle(self) -> None:
         """Wait for the device before a span ends, if anything is recorded."""
         if self.enabled and self._synchronize is not None:
             self._synchronize()
 
-    def export(self) -> list[list[Any]]:
-        """All spans as JSON values, for process 0."""
+    def export(self) -> dict[str, Any]:
+        """All spans as JSON values, for process 0, with what it takes to join them to those of other hosts."""
         with self._lock:
-            return [list(span) for span in self._spans]
+            spans = [list(span) for span in self._spans]
+        return {"host": _host(), "wall_offset_ns": _wall_offset_ns(), "dropped": self.dropped, "spans": spans}
 
 
-def spans_from(exported: Sequence[Sequence[Any]]) -> list[Span]:
-    """What `export` gave, as spans."""
-    return [Span(*values) for values in exported]
+class NullRecorder(Recorder):
+    """Records nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(enabled=False)
+
+
+def _host() -> str:
+    """What processes that share a monotonic clock have in common."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text(encoding="ascii").strip() if boot.exists() else platform.node()
+
+
+def _wall_offset_ns() -> int:
+    """Nanoseconds from the monotonic to the wall clock: of a few readings the one least interrupted."""
+    readings = []
+    for _ in range(5):
+        before, wall, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        readings.append((after - before, wall - (before + after) // 2))
+    return min(readings)[1]
+
+
+def spans_from(exported: Mapping[str, Any]) -> list[Span]:
+    """What one process's `export` gave, as spans."""
+    return [Span(*values) for values in exported["spans"]]
+
+
+def join(exported: Sequence[Mapping[str, Any]]) -> list[Span]:
+    """The spans of all processes on the clock of the first one's host."""
+    spans: list[Span] = []
+    for part in exported:
+        first = exported[0]
+        # Never shift within a host: there the monotonic clocks agree better than any two readings of the wall clock.
+        shift = 0 if part["host"] == first["host"] else part["wall_offset_ns"] - first["wall_offset_ns"]
+        found = spans_from(part)
+        spans += found if shift == 0 else [replace(span, start_ns=span.start_ns + shift) for span in found]
+    return spans
+
+
+def dropped_in(exported: Sequence[Mapping[str, Any]]) -> int:
+    """How many spans were over the limit of their process."""
+    return sum(part["dropped"] for part in exported)
+
+
+def spans_of(
+    spans: Iterable[Span],
+    *,
+    stage: int | None = None,
+    name: str | None = None,
+    lane: str | None = None,
+    step: int | None = None,
+    kind: str | None = None,
+) -> list[Span]:
+    """The spans that agree with everything given, by start."""
+    wanted = {"stage": stage, "name": name, "lane": lane, "step": step, "kind": kind}
+    given = {field: value for field, value in wanted.items() if value is not None}
+    found = [span for span in spans if all(getattr(span, field) == value for field, value in given.items())]
+    return sorted(found, key=lambda span: span.start_ns)
+
+
+def tracks_of(spans: Iterable[Span]) -> list[tuple[int, Span]]:
+    """The spans by start, each with the lowest track of its stage and lane on which nothing else is under way."""
+    ends: dict[tuple[int, str], list[int]] = {}
+    placed = []
+    for span in sorted(spans, key=lambda span: span.start_ns):
+        tracks = ends.setdefault((span.stage, span.lane), [])
+        track = next((i for i, end_ns in enumerate(tracks) if end_ns <= span.start_ns), len(tracks))
+        tracks[track : track + 1] = [span.end_ns]
+        placed.append((track, span))
+    return placed
 
 
 def to_chrome(spans: Sequence[Span], names: Mapping[int, str]) -> dict[str, Any]:
     """The spans in Chrome's trace event format: a process for each stage, a thread for each lane.
 
+    Transfers that overlap get threads of their own, because the format wants the spans of a thread to be nested.
+
     Args:
         spans: of all stages.
-        names: of the stages, by index.
+        names: of the stages, by index, such as "stage 0 (cpu)".
     """
-    start = min((span.start_ns for span in spans), default=0)
-    events: list[dict[str, Any]] = []
-    for stage, name in names.items():
-        events.append({"ph": "M", "name": "process_name", "pid": stage, "args": {"name": name}})
-        for tid, lane in enumerate(LANES):
-            events.append({"ph": "M", "name": "thread_name", "pid": stage, "tid": tid, "args": {"name": lane}})
-    events += [
-        {
-            "ph": "X",
-            "name": span.name,
-            "cat": span.kind,
-            "pid": span.stage,
-            "tid": LANES.index(span.lane),
-            "ts": (span.start_ns - start) / 1000,  # microseconds
-            "dur": span.duration_ns / 1000,
-            "args": {"step": span.step},
-        }
-        for span in sorted(spans, key=lambda s: s.start_ns)
-    ]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    placed = tracks_of(spans)
+    start_ns = min((span.start_ns for span in spans), default=0)
+    threads = {(span.stage, span.lane, track) for track, span in placed}
+    threads |= {(stage, lane, 0) for stage in names for lane in LANES}
+    events = [_label("process", stage, 0, name, stage) for stage, name in names.items()]
+    for stage, lane, track in sorted(threads):
+        tid = _thread(lane, track)
+        events.append(_label("thread", stage, tid, lane if track == 0 else f"{lane} {track + 1}", tid))
+    complete = [_event(span, track, start_ns) for track, span in placed]
+    order = [event for pair in events for event in pair]
+    return {"traceEvents": order + complete, "displayTimeUnit": "ms"}
+
+
+def _thread(lane: str, track: int) -> int:
+    return LANES.index(lane) * _TRACKS + min(track, _TRACKS - 1)
+
+
+def _label(what: str, pid: int, tid: int, name: str, order: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name and place of a process or thread."""
+    common = {"ph": "M", "pid": pid, "tid": tid}
+    return (
+        common | {"name": f"{what}_name", "args": {"name": name}},
+        common | {"name": f"{what}_sort_index", "args": {"sort_index": order}},
+    )
+
+
+def _event(span: Span, track: int, start_ns: int) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "name": span.name,
+        "cat": span.kind,
+        "pid": span.stage,
+        "tid": _thread(span.lane, track),
+        "ts": (span.start_ns - start_ns) / 1000,  # microseconds
+        "dur": span.duration_ns / 1000,
+        "args": {"step": span.step},
+    }
 
 
 def write_chrome(path: str | Path, spans: Sequence[Span], names: Mapping[int, str]) -> None:
@@ -117,12 +235,12 @@ def write_chrome(path: str | Path, spans: Sequence[Span], names: Mapping[int, st
 
 
 def read_chrome(path: str | Path) -> list[Span]:
-    """The spans of a file that `write_chrome` wrote, times counted from its first span."""
+    """The spans of a file that `write_chrome` wrote, by start, times counted from the first."""
     events = json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]
     return [
         Span(
             stage=event["pid"],
-            lane=LANES[event["tid"]],
+            lane=LANES[event["tid"] // _TRACKS],
             name=event["name"],
             step=event["args"]["step"],
             start_ns=round(event["ts"] * 1000),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import resource
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,20 @@ from torch.utils.data import Dataset
 from pipeline.blocks import Block
 from pipeline.config import RunConfig, TrainConfig, to_toml
 from pipeline.connect import connect_stage
-from pipeline.control import Control
-from pipeline.costs import block_costs
+from pipeline.control import known_to_all
 from pipeline.data import Batches
 from pipeline.display import Display, NullDisplay, create_display
-from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.layout import Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration, share_sizes
 from pipeline.local import Numerics
-from pipeline.metrics import EpochRecord, RunPlan, StagePlan, StageSummary, Summary
-from pipeline.models import CUSTOM, BlockShape, Network, given_network, infer_shapes, named_network
+from pipeline.metrics import EpochRecord, Summary
+from pipeline.models import CUSTOM, given_network, named_network
 from pipeline.monitor import Monitor
-from pipeline.partition import arithmetic_costs, balance, members, shares
-from pipeline.plots import save_timeline
+from pipeline.reports import gather_plan, gather_summary, gather_trace, report_plan, report_summary
 from pipeline.run_folder import RunFolder
 from pipeline.stage import Stage, build_stage
 from pipeline.state import FinalState, collect_state
-from pipeline.trace import Recorder, spans_from, write_chrome
+from pipeline.trace import Recorder
 from pipeline.worker import Ends, Worker, packets
 from pipeline.world import LinkFactory, World, connect, reproducible
 
@@ -70,20 +68,10 @@ class _Job:
     config: TrainConfig
     dataset: str
     model: str
-    network: Callable[[tuple[int, ...], int], Network]  # from the shape of an image and the number of classes
+    network: NetworkFactory
     batches: Callable[[torch.device], Batches]
-    toml: Callable[[TrainConfig], str]
+    effective: Callable[[TrainConfig], RunConfig | TrainConfig]  # what config.toml holds
     given: tuple[Block, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """What process 0 knows from the data and tells the others."""
-
-    shape: tuple[int, ...]
-    classes: int
-    train_samples: int
-    steps_per_epoch: int
 
 
 def train(
@@ -128,7 +116,7 @@ def train(
         batches=lambda device: Batches.from_datasets(
             train_data, test_data, seed=config.seed, batch_size=config.batch_size, device=device
         ),
-        toml=lambda effective: to_toml(effective),
+        effective=lambda effective: effective,
         given=given,
     )
     return _execute(job, Options(output, overwrite, trace, show))
@@ -145,7 +133,7 @@ def run(config: RunConfig, options: Options) -> TrainResult:
         batches=lambda device: Batches.from_config(
             config.data, seed=train_config.seed, batch_size=train_config.batch_size, device=device
         ),
-        toml=lambda effective: to_toml(_effective(config, effective)),
+        effective=partial(_effective, config),
     )
     return _execute(job, options)
 
@@ -166,7 +154,9 @@ def _execute(job: _Job, options: Options) -> TrainResult:
         device = world.control.together("device choice", lambda: world.choose_device(job.config.device))
         with reproducible(job.config, world.threads, device):
             return _Run(job, options, world, device, display).execute()
-    except PipelineError:
+    except PipelineError as error:
+        if not known_to_all(error):  # such as an image that cannot be read, met under way
+            raise world.control.fail(str(error)) from error
         raise
     except torch.OutOfMemoryError as error:
         raise world.control.fail(f"stage {world.rank} ran out of memory: {_first_line(error)}") from error
@@ -187,68 +177,44 @@ class _Run:
 
     def __init__(self, job: _Job, options: Options, world: World, device: torch.device, display: Display) -> None:
         self.job, self.options, self.world, self.device, self.display = job, options, world, device, display
-        self.config = job.config
-        self.control: Control = world.control
+        self.config, self.control = job.config, world.control
         self.numerics = Numerics(device, job.config.precision)
-        self.recorder = Recorder(enabled=options.trace is not None, synchronize=self._synchronizer())
+        synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+        self.recorder = Recorder(enabled=options.trace is not None, synchronize=synchronize)
 
     def execute(self) -> TrainResult:
         """Lay out, build, train, gather."""
-        self.control.together("configuration", self._check_configuration)
+        self.control.together("configuration", lambda: check_same_configuration(self.control, self.config))
         folder, batches, sizes = self._open()
-        network, shapes = self._network(sizes)
-        split, costs = self._split(network, shapes, sizes.classes)
+        layout = agree_on_layout(self.control, self.config, self.job.network, sizes, self.numerics)
+        split = layout.split
         self.config = replace(self.config, split=split, stages=len(split), threads=self.world.threads)
         if folder is not None:
-            folder.write_config(self.job.toml(self.config))
+            folder.write_config(to_toml(self.job.effective(self.config)))
         self._share_given_weights()
-        mine = range(len(split)) if self.world.size == 1 else [self.world.rank]
-        stages = [
-            build_stage(self.config, network, shapes, sizes.classes, split, index, self.numerics) for index in mine
-        ]
+        stages = self._build(layout)
         links = self.world.links(self.device)
-        self._show_plan(stages, network, split, costs, sizes, links)
-        ends = self._ends(stages, shapes, links, batches)
+        self._show_plan(stages, layout, sizes, links)
+        ends = self._ends(stages, layout, links, batches)
         worker = Worker(stages, ends, self.config, self.control, self.recorder)
-        records = self._work(worker, len(split), folder)
-        summary, final = self._finish(worker, ends, split, records, sizes)
+        records = self._work(worker, folder)
+        self._end_queues(ends)
+        final = collect_state(stages, split, self.control)
+        gather_trace(self.control, self.recorder, len(split), self.options.trace)
+        summary = self._summarize(worker, sizes, records, final)
         links.close()
-        if folder is not None:
-            assert summary is not None
-            folder.finish(summary, final.weights, records, sizes.shape, sizes.classes)
-        names = [spec.name for spec in network]
         if summary is not None:
-            self.display.finish(summary, None if folder is None else str(folder.path), names)
+            self._leave_behind(summary, final, records, folder, layout, sizes)
         return self._result(summary, records, final)
 
-    def _synchronizer(self) -> Callable[[], None] | None:
-        return (lambda: torch.cuda.synchronize(self.device)) if self.device.type == "cuda" else None
-
-    def _check_configuration(self) -> None:
-        """Every process must have been started with the same configuration as process 0."""
-        self.config.stage_count(self.world.size)
-        mine = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
-        if self.world.rank == 0:
-            self.control.publish("train config", mine)
-        theirs = self.control.read("train config", 0)
-        for name, value in mine.items():
-            if theirs[name] != value:
-                raise ConfigError(
-                    f"process {self.world.rank} has {name} = {value!r}, but process 0 has {theirs[name]!r}; "
-                    "start all processes with the same flags"
-                )
-
-    def _open(self) -> tuple[RunFolder | None, Batches | None, _Sizes]:
-        """Process 0 opens run folder and data, and tells the others what they need to know."""
-        folder, batches = None, None
-        if self.world.rank == 0:
-            folder, batches = self.control.together("start", self._open_first)
-            sizes = _Sizes(tuple(batches.shape), batches.classes, batches.train_samples, batches.steps_per_epoch)
-            self.control.publish("sizes", asdict(sizes))
-        else:
+    def _open(self) -> tuple[RunFolder | None, Batches | None, Sizes]:
+        """Process 0 opens data and run folder, and tells the others what they need to know."""
+        if self.world.rank != 0:
             self.control.together("start", lambda: None)
-        told = self.control.read("sizes", 0)
-        return folder, batches, _Sizes(**(told | {"shape": tuple(told["shape"])}))
+            return None, None, share_sizes(self.control, None)
+        folder, batches = self.control.together("start", self._open_first)
+        sizes = Sizes(tuple(batches.shape), batches.classes, batches.train_samples, batches.steps_per_epoch)
+        return folder, batches, share_sizes(self.control, sizes)
 
     def _open_first(self) -> tuple[RunFolder | None, Batches]:
         batches = self.job.batches(self.device)
@@ -257,61 +223,42 @@ class _Run:
             raise ConfigError(f"--trace {trace} cannot be written (no folder {Path(trace).parent}); create it first")
         return None if output is None else RunFolder(output, overwrite=self.options.overwrite), batches
 
-    def _network(self, sizes: _Sizes) -> tuple[Network, list[BlockShape]]:
-        def describe() -> tuple[Network, list[BlockShape]]:
-            network = self.job.network(sizes.shape, sizes.classes)
-            self.config.check_blocks(len(network), self.world.size)
-            shapes = infer_shapes(network, sizes.shape)
-            scores = shapes[-1].outputs
-            if len(scores) != 1 or scores[0] < sizes.classes:
-                raise DataError(
-                    f"the data has {sizes.classes} classes, but the output layer gives scores of shape "
-                    f"{list(scores)}; make it [{sizes.classes}]"
-                )
-            return network, shapes
-
-        return self.control.together("network", describe)
-
-    def _split(
-        self, network: Network, shapes: Sequence[BlockShape], classes: int
-    ) -> tuple[tuple[int, ...], list[float]]:
-        """Blocks of each stage, and what each block costs, as process 0 found."""
-        classes = shapes[-1].outputs[0]
-        if self.world.rank == 0:
-            stages = self.config.stage_count(self.world.size)
-            if self.config.split is None and stages > 1:
-                costs, _ = block_costs(self.config, network, shapes, classes, self.numerics)
-                split = balance(costs, stages)
-            else:
-                costs = arithmetic_costs(self.config, shapes, classes)
-                split = self.config.split or (len(network),)
-            self.control.publish("split", [list(split), costs])
-        split_told, costs = self.control.read("split", 0)
-        return tuple(split_told), costs
-
     def _share_given_weights(self) -> None:
         """Process 0's weights of a user's blocks go to all processes."""
-        if self.world.size == 1:
-            return
-        for block in self.job.given:
-            _broadcast(dict(block.state_dict()))
+        if self.world.size > 1:
+            for block in self.job.given:
+                _broadcast(dict(block.state_dict()))
 
-    def _ends(
-        self, stages: Sequence[Stage], shapes: Sequence[BlockShape], links: LinkFactory, batches: Batches | None
-    ) -> Ends:
-        """Connect this process to its neighbours after agreeing on what travels."""
+    def _build(self, layout: Layout) -> list[Stage]:
+        """This process's stage, or all of them in one process; no other block is built."""
+        mine = range(len(layout.split)) if self.world.size == 1 else [self.world.rank]
+        return [
+            build_stage(self.config, layout.network, layout.shapes, layout.classes, layout.split, index, self.numerics)
+            for index in mine
+        ]
+
+    def _show_plan(self, stages: Sequence[Stage], layout: Layout, sizes: Sizes, links: LinkFactory) -> None:
+        for stage in stages:
+            report_plan(self.control, stage, layout, self.world.threads)
+        if self.world.rank == 0:
+            job = self.job
+            self.display.start(gather_plan(self.control, self.config, layout, sizes, links, job.dataset, job.model))
+
+    def _ends(self, stages: Sequence[Stage], layout: Layout, links: LinkFactory, batches: Batches | None) -> Ends:
+        """Where this process's packets come from and go to."""
         source = None if batches is None else packets(batches, self.config).__next__
         if self.world.size > 1:
-            return connect_stage(stages[0], shapes, links, self.control, self.config, self.recorder, source)
+            return connect_stage(stages[0], layout.shapes, links, self.control, self.config, self.recorder, source)
         assert source is not None
         return Ends(source)
 
-    def _work(self, worker: Worker, stages: int, folder: RunFolder | None) -> list[EpochRecord]:
+    def _work(self, worker: Worker, folder: RunFolder | None) -> list[EpochRecord]:
         """Train; process 0 watches meanwhile."""
         if self.world.rank != 0:
             worker.run()
             return []
-        monitor = Monitor(self.control, stages, self.config, self.display, folder)
+        assert self.config.stages is not None
+        monitor = Monitor(self.control, self.config.stages, self.config, self.display, folder)
         monitor.start()
         try:
             worker.run()
@@ -320,126 +267,33 @@ class _Run:
             monitor.cancel()
             raise
 
-    def _show_plan(
-        self,
-        stages: Sequence[Stage],
-        network: Network,
-        split: Sequence[int],
-        costs: Sequence[float],
-        sizes: _Sizes,
-        links: LinkFactory,
-    ) -> None:
-        for stage in stages:
-            self.control.publish(f"plan/{stage.index}", self._describe(stage, network, split, costs))
-        if self.world.rank != 0:
-            return
-        owners = range(len(split)) if self.world.size > 1 else [0] * len(split)
-        told = [self.control.read(f"plan/{index}", rank) for index, rank in enumerate(owners)]
-        plan = RunPlan(
-            dataset=self.job.dataset,
-            model=self.job.model,
-            loss=self.config.loss,
-            seed=self.config.seed,
-            epochs=self.config.epochs,
-            steps_per_epoch=sizes.steps_per_epoch,
-            samples_per_epoch=sizes.train_samples,
-            batch_size=self.config.batch_size,
-            processes=self.world.size,
-            transport=links.transport,
-            stages=tuple(StagePlan(**(t | {"blocks": tuple(t["blocks"]), "names": tuple(t["names"])})) for t in told),
-            notes=tuple(_notes(self.config, self.device, len(split), links)),
-        )
-        self.display.start(plan)
-
-    def _describe(
-        self, stage: Stage, network: Network, split: Sequence[int], costs: Sequence[float]
-    ) -> dict[str, Any]:
-        indices = members(split)[stage.index]
-        return asdict(
-            StagePlan(
-                rank=self.world.rank,
-                device=str(self.device),
-                threads=self.world.threads,
-                blocks=indices,
-                names=tuple(network[i].name for i in indices),
-                parameters=sum(block.parameters() for block in stage.blocks),
-                parameters_local_heads=sum(block.head_parameters() for block in stage.blocks),
-                cost_share=shares(costs, split)[stage.index],
-            )
-        )
-
-    def _finish(
-        self, worker: Worker, ends: Ends, split: Sequence[int], records: Sequence[EpochRecord], sizes: _Sizes
-    ) -> tuple[Summary | None, FinalState]:
+    def _end_queues(self, ends: Ends) -> None:
         for queue in (ends.sink, ends.gradient_sink):
             if queue is not None:
                 queue.close(self.config.timeout)
-        for stage, clock in zip(worker.stages, worker.clocks, strict=True):
-            part = StageSummary(
-                rank=self.world.rank,
-                device=str(self.device),
-                blocks=members(split)[stage.index],
-                parameters=sum(block.parameters() for block in stage.blocks),
-                busy_fraction=clock.busy_fraction,
-                wait_input_s=clock.wait_input_s,
-                wait_output_s=clock.wait_output_s,
-                peak_memory_bytes=_peak_memory(self.device),
-                bytes_sent=sum(q.bytes_sent for q in (ends.sink, ends.gradient_sink) if q is not None),
-            )
-            heads = sum(block.head_parameters() for block in stage.blocks)
-            self.control.publish(f"summary/{stage.index}", [asdict(part), heads, worker.train_seconds])
-        final = collect_state(worker.stages, split, self.control)
-        self._gather_trace(len(split))
-        if self.world.rank != 0:
-            return None, final
-        return self._summarize(split, records, sizes, final), final
-
-    def _gather_trace(self, stages: int) -> None:
-        if self.options.trace is None:
-            return
-        self.control.publish(f"trace/{self.world.rank}", self.recorder.export())
-        if self.world.rank == 0:
-            told = [self.control.read(f"trace/{rank}", rank) for rank in range(self.world.size)]
-            spans = [span for part in told for span in spans_from(part)]
-            names = {index: f"stage {index}" for index in range(stages)}
-            write_chrome(self.options.trace, spans, names)
-            save_timeline(spans, Path(self.options.trace).with_suffix(".png"))
 
     def _summarize(
-        self, split: Sequence[int], records: Sequence[EpochRecord], sizes: _Sizes, final: FinalState
-    ) -> Summary:
-        owners = range(len(split)) if self.world.size > 1 else [0] * len(split)
-        told = [self.control.read(f"summary/{index}", rank) for index, rank in enumerate(owners)]
-        parts = tuple(StageSummary(**(part | {"blocks": tuple(part["blocks"])})) for part, _, _ in told)
-        seconds = told[-1][2]
-        last = records[-1]
-        assert last.test_error_percent is not None and last.block_test_error_percent is not None
-        tested = [r.test_error_percent for r in records if r.test_error_percent is not None]
-        trained = sizes.steps_per_epoch and _trained_samples(sizes, self.config.batch_size)
-        return Summary(
-            dataset=self.job.dataset,
-            model=self.job.model,
-            loss=self.config.loss,
-            seed=self.config.seed,
-            epochs=self.config.epochs,
-            steps=sizes.steps_per_epoch * self.config.epochs,
-            batch_size=self.config.batch_size,
-            processes=self.world.size,
-            stages=len(split),
-            threads=self.world.threads,
-            parameters=sum(part.parameters for part in parts),
-            parameters_local_heads=sum(heads for _, heads, _ in told),
-            train_error_percent=last.train_error_percent,
-            test_error_percent=last.test_error_percent,
-            best_test_error_percent=min(tested),
-            block_test_error_percent=last.block_test_error_percent,
-            train_seconds=seconds,
-            samples_per_second=trained * self.config.epochs / seconds,
-            weights_sha256=final.weights_sha256,
-            state_sha256=final.state_sha256,
-            stage=parts,
-            versions={"python": platform.python_version(), "torch": torch.__version__},
-        )
+        self, worker: Worker, sizes: Sizes, records: Sequence[EpochRecord], final: FinalState
+    ) -> Summary | None:
+        report_summary(self.control, worker, self.device)
+        if self.world.rank != 0:
+            return None
+        job = self.job
+        return gather_summary(self.control, self.config, sizes, records, final, dataset=job.dataset, model=job.model)
+
+    def _leave_behind(
+        self,
+        summary: Summary,
+        final: FinalState,
+        records: Sequence[EpochRecord],
+        folder: RunFolder | None,
+        layout: Layout,
+        sizes: Sizes,
+    ) -> None:
+        if folder is not None:
+            folder.finish(summary, final.weights, records, sizes.shape, sizes.classes)
+        names = [spec.name for spec in layout.network]
+        self.display.finish(summary, None if folder is None else str(folder.path), names)
 
     def _result(self, summary: Summary | None, records: Sequence[EpochRecord], final: FinalState) -> TrainResult:
         """Give every process the summary, the epochs and, in a library call, the trained weights."""
@@ -449,8 +303,7 @@ class _Run:
             summary, records = shared[0]
         assert summary is not None
         for index, block in enumerate(self.job.given):
-            block.to("cpu")
-            state = dict(block.state_dict())
+            state = dict(block.to("cpu").state_dict())
             if self.world.rank == 0:
                 for name, tensor in state.items():
                     tensor.copy_(final.weights[f"{index}.{name}"])
@@ -466,28 +319,3 @@ def _broadcast(state: dict[str, Tensor]) -> None:
         host = tensor.detach().to("cpu").contiguous()
         dist.broadcast(host, src=0)
         tensor.copy_(host)
-
-
-def _trained_samples(sizes: _Sizes, batch_size: int) -> int:
-    """Samples of an epoch; a last batch of one is left out."""
-    return min(sizes.train_samples, sizes.steps_per_epoch * batch_size)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
-
-
-def _notes(config: TrainConfig, device: torch.device, stages: int, links: LinkFactory) -> list[str]:
-    """What the user should know at start: the transport, and what the promise of exactness does not cover."""
-    notes = [links.note] if links.note else []
-    if config.locality == "group" and stages > 1:
-        notes.append("--locality group: the split is part of the network; another split gives other weights")
-    if config.wire not in ("auto", config.precision) and stages > 1:
-        notes.append(f"--wire {config.wire} rounds between stages; another split gives other weights")
-    if device.type == "cuda" and not config.deterministic:
-        notes.append("without --deterministic a GPU's sums may differ in the last bits from run to run")
-    if config.loss.startswith("glob") and stages > 1:
-        notes.append(f"{config.loss} is backward-locked: the stages take turns and gradients are sent back")
-    return notes

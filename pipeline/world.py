@@ -94,6 +94,7 @@ class LinkFactory:
 
     def __init__(self, world: World, device: torch.device, on_gpus: bool, *, distinct: bool) -> None:
         self._world, self._device = world, device
+        self.on_gpus = on_gpus
         self._nccl = on_gpus and distinct and dist.is_nccl_available()
         self._pinned = on_gpus and not self._nccl
         self._groups: list[dist.ProcessGroup] = []
