@@ -15,14 +15,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.metrics import BlockScore, EpochRecord, RunPlan, StageStatus, Summary
+from pipeline.metrics import BlockScore, EpochRecord, RunPlan, StagePlan, StageStatus, Summary
 
 __all__ = ["Display", "LiveDisplay", "NullDisplay", "PlainDisplay", "create_display"]
 
 _WIDE = 100  # columns from which headings are written out
-_MARK = "<- the network"
+_MARK = "<- network"
+_NAME = 20  # columns of a block's name in the live view
 
-# Of a stage's time: letter, glyph and colour. Glyphs differ because a terminal may have no colours.
+_HEADINGS = ("block", "layer", "stage", "loss", "train error", "test error")
+
+# Busy, waiting for input, waiting for output. Glyphs differ because a terminal may have no colours.
 _SHARES = (("\N{FULL BLOCK}", "green"), ("\N{LIGHT SHADE}", "blue"), ("\N{MEDIUM SHADE}", "yellow"))
 
 
@@ -122,6 +125,7 @@ class PlainDisplay:
                 for text, width, heading in zip(row, widths, _HEADINGS, strict=True)
             ]
             self._line("  ".join(cells) + (f"  {_MARK}" if row is rows[-1] else ""))
+        self._line("stages busy: " + ", ".join(_percent(stage.busy_fraction) for stage in summary.stage))
         for label, text in _closing(summary, folder):
             self._line(f"{label}: {text}")
 
@@ -158,9 +162,9 @@ class LiveDisplay:
             transient=True,
             redirect_stderr=sys.stderr.isatty(),  # else what goes to a file would land here
         )
+        self._live = live
         live.start()
         self._console.show_cursor(True)  # so that a killed process leaves nothing to restore
-        self._live = live
 
     def status(self, stages: Sequence[StageStatus]) -> None:
         """Refresh the bar and the tables."""
@@ -185,7 +189,11 @@ class LiveDisplay:
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
         """The summary tables."""
         self.close()
-        for view in (_score_table(summary, self._last, names), _stage_summary(summary), _closing_grid(summary, folder)):
+        for view in (
+            _score_table(summary, self._last, names),
+            _stage_summary(summary),
+            _closing_grid(summary, folder),
+        ):
             self._console.print()
             self._console.print(view)
 
@@ -195,9 +203,6 @@ class LiveDisplay:
             live, self._live = self._live, None
         if live is not None:
             live.stop()
-
-
-# ---- at start
 
 
 def _title(plan: RunPlan) -> str:
@@ -246,84 +251,84 @@ def _plan_table(plan: RunPlan, width: int) -> Table:
         if index == 4:
             table.add_column("blocks")
         table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
+    lines = max(3, 24 // len(plan.stages))
     for row, stage in zip(rows, plan.stages, strict=True):
-        blocks = _block_list(stage.blocks, stage.names, max(12, width - taken - 2))
+        blocks = _block_list(stage.blocks, stage.names, max(12, width - taken - 2), lines)
         table.add_row(*row[:4], blocks, *row[4:])
     return table
 
 
-def _block_list(blocks: Sequence[int], names: Sequence[str], width: int) -> str:
-    """Such as "0 conv 1-32; 1 conv 32-64, pool", in at most four lines that break between blocks."""
+def _block_list(blocks: Sequence[int], names: Sequence[str], width: int, lines: int) -> str:
+    """Such as "0 conv 1-32; 1 conv 32-64, pool", in lines that break between blocks."""
     items = [f"{index} {name}".replace(" ", "\N{NO-BREAK SPACE}") for index, name in zip(blocks, names, strict=True)]
-    lines = textwrap.wrap("; ".join(items), width, max_lines=4, placeholder=" …")
-    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+    found = textwrap.wrap("; ".join(items), width, max_lines=lines, placeholder=" …")
+    return "\n".join(found).replace("\N{NO-BREAK SPACE}", " ")
 
 
-# ---- while it runs
-
-
-def _live_view(plan: RunPlan, stages: Sequence[StageStatus], width: int, height: int) -> RenderableType:
+def _live_view(plan: RunPlan, told: Sequence[StageStatus], width: int, height: int) -> RenderableType:
     """Bar on top; below it the stages, and beside them the blocks."""
-    top = _progress(plan, stages, width)
-    if not stages:
-        return top
+    states = {index: _untold(index, stage) for index, stage in enumerate(plan.stages)}
+    stages = list((states | {state.stage: state for state in told}).values())
     scores = [score for stage in stages for score in stage.blocks]
     names = {index: name for stage in plan.stages for index, name in zip(stage.blocks, stage.names, strict=True)}
-    sides = Table.grid(padding=(0, 3, 0, 0))
-    room = width - _STAGE_COLUMNS
-    sides.add_row(_stage_table(stages), *_block_tables(scores, names, room, max(4, height - 4)))
-    return Group(top, sides)
+    bar = 16 if width >= _WIDE else 6
+    room = width - bar - 30  # what the stages' numbers and the gaps take
+    sides = Table.grid(padding=(0, 2, 0, 0))
+    sides.add_row(_stage_table(stages, bar), *_block_tables(scores, names, room, max(4, height - 4)))
+    return Group(_progress(plan, stages[-1], width), sides)
 
 
-def _progress(plan: RunPlan, stages: Sequence[StageStatus], width: int) -> RenderableType:
+def _untold(index: int, stage: StagePlan) -> StageStatus:
+    """A stage that has not reported yet."""
+    blocks = tuple(BlockScore(block, None, None) for block in stage.blocks)
+    return StageStatus(index, "starting", 1, 0, 0, 0.0, math.nan, math.nan, math.nan, blocks)
+
+
+def _progress(plan: RunPlan, last: StageStatus, width: int) -> RenderableType:
     """Bar of the whole run, rate, time left: as the last stage sees it."""
-    last = stages[-1] if stages else None
     total = max(plan.epochs * plan.samples_per_epoch, 1)
-    samples = last.samples if last else 0
-    rate = _ratio(samples, last.seconds) if last else 0.0
-    left = _clock((total - samples) / rate) if rate > 0 else "-:--"
+    rate = _ratio(last.samples, last.seconds)
+    left = _clock((total - last.samples) / rate) if rate > 0 else "-:--"
     speed = f"{rate:,.0f}" if rate > 0 else "-"
-    epoch = f"epoch {last.epoch if last else 1}/{plan.epochs}"
-    phase = {"evaluate": "testing", "done": "done"}.get(last.phase, "") if last else "starting"
-    text = f"{_percent(min(samples / total, 1.0)):>4}  {speed} images/s  {left} left  {phase:<8}"
+    epoch = f"epoch {last.epoch}/{plan.epochs}"
+    phase = {"evaluate": "testing", "train": ""}.get(last.phase, last.phase)
+    share = min(last.samples / total, 1.0)
+    text = f"{_percent(share):>4}  {speed} images/s  {left} left  {phase:<8}"
     grid = Table.grid(padding=(0, 2, 0, 0))
-    bar = ProgressBar(total=total, completed=min(samples, total), width=max(8, min(60, width - len(epoch + text) - 5)))
+    bar = ProgressBar(total=total, completed=share * total, width=max(8, min(60, width - len(epoch + text) - 5)))
     grid.add_row(Text(epoch, style="bold"), bar, Text(text))
     return grid
 
 
-_STAGE_COLUMNS = 44  # width of the table below, and the gap after it
-
-
-def _stage_table(stages: Sequence[StageStatus]) -> Table:
+def _stage_table(stages: Sequence[StageStatus], bar: int) -> Table:
     """How busy every stage is, and what it waits for."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading, style in (("stage", ""), ("", ""), ("busy", "green"), ("input", "blue"), ("output", "yellow")):
-        table.add_column(heading, justify="right", no_wrap=True, header_style=f"bold {style}".strip())
+    table.add_column("stage", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for heading, (_, colour) in zip(("busy", "wait in", "wait out"), _SHARES, strict=True):
+        table.add_column(heading, justify="right", no_wrap=True, header_style=f"bold {colour}")
     for stage in stages:
         shares = (stage.busy_fraction, stage.wait_input_fraction, stage.wait_output_fraction)
-        table.add_row(str(stage.stage), _share_bar(shares, 16), *map(_percent, shares))
+        table.add_row(str(stage.stage), _share_bar(shares, bar), *map(_percent, shares))
     return table
 
 
 def _share_bar(shares: Sequence[float], width: int) -> Text:
     """One bar for the parts of a stage's time, blank for what is none of them."""
-    bar, ends = Text(), [0, 0, 0]
-    total = 0.0
-    for index, share in enumerate(shares):
+    bar, total = Text(), 0.0
+    for (glyph, colour), share in zip(_SHARES, shares, strict=True):
         total = min(1.0, total + (share if math.isfinite(share) and share > 0 else 0.0))
-        ends[index] = round(total * width)
-    for (glyph, colour), begin, end in zip(_SHARES, (0, *ends), ends, strict=False):
-        bar.append(glyph * (end - begin), style=colour)
-    bar.append(" " * (width - len(bar)))
-    return bar
+        bar.append(glyph * (round(total * width) - len(bar)), style=colour)
+    return bar.append(" " * (width - len(bar)))
 
 
 def _block_tables(scores: Sequence[BlockScore], names: dict[int, str], room: int, rows: int) -> list[Table]:
     """Local loss and error of every block: beside each other what is too high, without names what is too wide."""
+    bare, gap = 21, 2  # columns of a table without names, and between tables
     parts = max(1, math.ceil(len(scores) / rows))
-    named = room // parts >= 34
-    parts = min(parts, max(1, room // (34 if named else 24)))
+    named = parts * (bare + 1 + _NAME + gap) - gap <= room
+    if not named:
+        parts = min(parts, max(1, (room + gap) // (bare + gap)))
     high = min(rows, math.ceil(len(scores) / parts))
     tables = [_block_table(scores[i * high : (i + 1) * high], names if named else {}) for i in range(parts)]
     if parts * high < len(scores):
@@ -335,7 +340,7 @@ def _block_table(scores: Sequence[BlockScore], names: dict[int, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("block", justify="right")
     if names:
-        table.add_column("", no_wrap=True, overflow="ellipsis", max_width=20)
+        table.add_column("", no_wrap=True, overflow="ellipsis", max_width=_NAME)
     table.add_column("loss", justify="right", min_width=7, no_wrap=True)
     table.add_column("error %", justify="right", no_wrap=True)
     for score in scores:
@@ -368,11 +373,6 @@ def _epoch_text(record: EpochRecord, epochs: int) -> Text:
     return line
 
 
-# ---- at the end
-
-_HEADINGS = ("block", "layer", "stage", "loss", "train error %", "test error %")
-
-
 def _score_rows(summary: Summary, last: EpochRecord | None, names: Sequence[str]) -> list[tuple[str, ...]]:
     """One row for each block's own classifier; loss and training error are the last epoch's."""
     homes = {block: str(index) for index, stage in enumerate(summary.stage) for block in stage.blocks}
@@ -380,17 +380,17 @@ def _score_rows(summary: Summary, last: EpochRecord | None, names: Sequence[str]
     losses, errors = (last.block_loss, last.block_train_error_percent) if last else (empty, empty)
     columns = zip(names, losses, errors, summary.block_test_error_percent, strict=True)
     return [
-        (str(index), name, homes.get(index, "-"), _loss(loss), _error(train), _error(test))
+        (str(index), name, homes.get(index, "-"), _loss(loss), _error(train, " %"), _error(test, " %"))
         for index, (name, loss, train, test) in enumerate(columns)
     ]
 
 
 def _score_table(summary: Summary, last: EpochRecord | None, names: Sequence[str]) -> Table:
-    table = _table(title="every block's own classifier, the output layer last")
+    table = _table(title="every block's own classifier; the output layer's is the network's")
     for heading in _HEADINGS:
         left = heading == "layer"
         table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     rows = _score_rows(summary, last, names)
     for row in rows[:-1]:
         table.add_row(*row)
@@ -402,14 +402,12 @@ def _score_table(summary: Summary, last: EpochRecord | None, names: Sequence[str
 def _stage_summary(summary: Summary) -> Table:
     """Every stage over the whole run."""
     table = _table(title="every stage")
-    for heading in ("stage", "device", "blocks", "busy", "waited for input", "output", "peak memory", "sent"):
+    for heading in ("stage", "device", "blocks", "busy", "waited for input", "for output", "peak memory", "sent"):
         table.add_column(heading, justify="left" if heading == "device" else "right")
     for index, stage in enumerate(summary.stage):
         waits = (f"{stage.wait_input_s:,.1f} s", f"{stage.wait_output_s:,.1f} s")
         sizes = (_bytes(stage.peak_memory_bytes), _bytes(stage.bytes_sent))
-        table.add_row(
-            str(index), stage.device, _range(stage.blocks), _percent(stage.busy_fraction), *waits, *sizes
-        )
+        table.add_row(str(index), stage.device, _range(stage.blocks), _percent(stage.busy_fraction), *waits, *sizes)
     return table
 
 
@@ -421,7 +419,6 @@ def _closing(summary: Summary, folder: str | None) -> list[tuple[str, str]]:
             f"training {_error(summary.train_error_percent)} %)",
         ),
         ("speed", f"{summary.samples_per_second:,.0f} images/s, {summary.train_seconds:,.1f} s of training"),
-        ("stages busy", ", ".join(_percent(stage.busy_fraction) for stage in summary.stage)),
         ("parameters", f"{_count(summary.parameters)}, {_count(summary.parameters_local_heads)} more in local heads"),
         ("state", summary.state_sha256[:16]),
     ]
@@ -436,21 +433,16 @@ def _closing_grid(summary: Summary, folder: str | None) -> Table:
     return grid
 
 
-# ---- numbers
-
-
 def _table(title: str | None = None) -> Table:
-    return Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="dim"
-    )
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="dim")
 
 
 def _number(value: float | None, text: str) -> str:
     return "-" if value is None else format(value, text)
 
 
-def _error(value: float | None) -> str:
-    return _number(value, ".2f")
+def _error(value: float | None, unit: str = "") -> str:
+    return _number(value, ".2f") + ("" if value is None or math.isnan(value) else unit)
 
 
 def _loss(value: float | None) -> str:
@@ -458,7 +450,7 @@ def _loss(value: float | None) -> str:
 
 
 def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f} %" if math.isfinite(fraction) else "-"
+    return f"{fraction:.0%}" if math.isfinite(fraction) else "-"
 
 
 def _ratio(samples: int, seconds: float) -> float:

@@ -180,7 +180,7 @@ def _legend_of_spans(axes: Any, names: set[str]) -> None:
 
 
 def _window(spans: Sequence[Span]) -> tuple[int, int]:
-    """Begin and end in ns of a few training batches of the last stage: near the middle, with little evaluation in it."""
+    """Begin and end in ns of a few training batches of the last stage: near the middle, with little evaluation."""
     last = max((span.stage for span in spans), default=0)
     work = [s for s in spans if s.stage == last and s.kind == "train" and s.name in _WORK]
     if not work:
