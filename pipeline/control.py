@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch.distributed.distributed_c10d import Store
@@ -36,25 +37,28 @@ class Control:
     def __init__(self, store: Store, rank: int, world_size: int, timeout_s: float) -> None:
         self.store, self.rank, self.world_size, self.timeout_s = store, rank, world_size, timeout_s
         self._stop = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._heart = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
         if world_size > 1:
             self._heart.start()
 
     def publish(self, key: str, value: Any) -> None:
-        """Write a JSON value; a later one replaces it."""
-        self.store.set(key, json.dumps(value))
+        """Write a JSON value; a later one replaces it. Raises StageFailure if the store is gone, as peek and read."""
+        with _store_errors(self.rank):
+            self.store.set(key, json.dumps(value))
 
     def peek(self, key: str) -> Any:
         """The value of a key, or None if nobody has published it yet."""
-        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+        with _store_errors(self.rank):
+            return json.loads(self.store.get(key)) if self.store.check([key]) else None
 
     def read(self, key: str, rank: int) -> Any:
         """Wait for a value that `rank` publishes. Raises StageFailure if that process fails or falls silent."""
         watch = Watch(self, rank)
-        while not self.store.check([key]):
-            watch.check()
-            time.sleep(_POLL_S)
-        return json.loads(self.store.get(key))
+        with _store_errors(self.rank):
+            while not self.store.check([key]):
+                watch.check()
+                time.sleep(_POLL_S)
+            return json.loads(self.store.get(key))
 
     def together(self, name: str, act: Callable[[], R]) -> R:
         """Run `act` in every process; if it fails in one, raise that error in all.
@@ -86,7 +90,8 @@ class Control:
     def fail(self, message: str) -> PipelineError:
         """Report that this process failed; returns the error that ends the run, the first one reported."""
         mine = json.dumps({"rank": self.rank, "message": message})
-        first = json.loads(self.store.compare_set("failure", "", mine))
+        with _store_errors(self.rank):
+            first = json.loads(self.store.compare_set("failure", "", mine))
         return _with_rank(StageFailure(first["message"]), first["rank"])
 
     def raise_if_failed(self) -> None:
@@ -108,13 +113,18 @@ class Control:
             f"stage {rank} (process {rank}) died: {reason}; see its output above, then start the run anew"
         )
 
+    def beat(self, rank: int) -> bytes:
+        """The heartbeat of a process: a count that stands still when it hangs."""
+        with _store_errors(self.rank):
+            return self.store.get(f"beat/{rank}") if self.store.check([f"beat/{rank}"]) else b""
+
     def close(self) -> None:
         """Stop the heartbeat."""
         self._stop.set()
         if self._heart.is_alive():
             self._heart.join(timeout=5.0)
 
-    def _beat(self) -> None:
+    def _keep_beating(self) -> None:
         interval = min(1.0, self.timeout_s / 4)
         count = 0
         while not self._stop.wait(interval):
@@ -140,8 +150,7 @@ class Watch:
             return
         self._checked = now
         self.control.raise_if_failed()
-        store, key = self.control.store, f"beat/{self.rank}"
-        beat = store.get(key) if store.check([key]) else b""
+        beat = self.control.beat(self.rank)
         if beat != self._beat:
             self._beat, self._changed = beat, now
         elif now - self._changed > self.control.timeout_s:
@@ -149,6 +158,19 @@ class Watch:
                 f"stage {self.rank} (process {self.rank}) has been silent for {self.control.timeout_s:g} s, seen from "
                 f"stage {self.control.rank}; look at its machine, or raise --timeout if it was only suspended"
             )
+
+
+@contextmanager
+def _store_errors(rank: int) -> Iterator[None]:
+    """A store that cannot be reached means that torchrun, which hosts it, has died."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        lost = StageFailure(f"stage {rank} lost torchrun's store ({reason}); start the run anew")
+        raise _with_rank(lost, rank) from error
 
 
 def known_to_all(error: PipelineError) -> bool:

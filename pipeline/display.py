@@ -6,6 +6,7 @@ import math
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -137,10 +138,16 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """Tables and a bar that follow the run in a terminal."""
+    """Tables and a bar that follow the run in a terminal.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    Args:
+        console: the terminal.
+        redraw_s: seconds between two drawings at least; each takes about 10 ms from the process of stage 0.
+    """
+
+    def __init__(self, console: Console, redraw_s: float = 0.5) -> None:
+        self._console, self._redraw_s = console, redraw_s
+        self._drawn = -math.inf  # when
         self._plan: RunPlan | None = None
         self._live: Live | None = None
         self._shown: Sequence[StageStatus] = ()
@@ -170,9 +177,10 @@ class LiveDisplay:
         """Refresh the bar and the tables."""
         stages = sorted(stages, key=lambda stage: stage.stage)
         with self._lock:
-            if self._live is None or self._plan is None or stages == self._shown:
+            early = time.monotonic() - self._drawn < self._redraw_s
+            if self._live is None or self._plan is None or early or stages == self._shown:
                 return
-            self._shown = stages
+            self._shown, self._drawn = stages, time.monotonic()
             view = _live_view(self._plan, stages, self._console.width, self._console.height)
             self._live.update(view, refresh=True)
 
@@ -362,14 +370,14 @@ def _epoch_text(record: EpochRecord, epochs: int) -> Text:
     line = Text.assemble(
         ("epoch ", "dim"),
         f"{record.epoch:>{len(str(epochs))}}/{epochs}",
-        f"{record.seconds:>9.1f} s",
-        ("   lr ", "dim"),
+        f"{record.seconds:>8.1f} s",
+        ("  lr ", "dim"),
         f"{record.lr:<9.4g}",
         (" train error ", "dim"),
         f"{_error(record.train_error_percent):>6} %",
     )
     if record.test_error_percent is not None:
-        line.append("   test error ", "dim").append(f"{_error(record.test_error_percent):>6} %", "bold")
+        line.append("  test error ", "dim").append(f"{_error(record.test_error_percent):>6} %", "bold")
     return line
 
 

@@ -95,9 +95,13 @@ class PinnedLink(_CudaLink):
     """gloo between CUDA tensors by way of pinned host memory: for processes that share a GPU."""
 
     def send(self, header: Tensor, payload: Tensor | None) -> Transfer:
-        if payload is None:
-            return super().send(header, None)
         start = super().send
+        if payload is None:  # it must not overtake an activation that is still being copied
+
+            def headed() -> None:
+                start(header, None)()
+
+            return headed
         source = rows(payload)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):

@@ -158,6 +158,8 @@ def _execute(job: _Job, options: Options) -> TrainResult:
         if not known_to_all(error):  # such as an image that cannot be read, met under way
             raise world.control.fail(str(error)) from error
         raise
+    except OSError as error:  # such as a full disk
+        raise world.control.fail(f"stage {world.rank} cannot read or write: {error}") from error
     except torch.OutOfMemoryError as error:
         raise world.control.fail(f"stage {world.rank} ran out of memory: {_first_line(error)}") from error
     except Exception as error:

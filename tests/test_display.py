@@ -152,10 +152,9 @@ def plain(run: Run, folder: str | None = "runs/x") -> list[str]:
 def test_every_view_fits_the_terminal_whatever_is_missing(blocks: int, stages: int, width: int, missing: bool) -> None:
     run = made_up(blocks, stages, missing=missing)
     console = terminal(width)
-    show(LiveDisplay(console), run)
+    show(LiveDisplay(console, redraw_s=0), run)
     lines = CODE.sub("", written(console)).replace("\r", "\n").splitlines()
-    epoch = len("epoch  3/12      1.9 s   lr 0.000125  train error   4.32 %   test error   3.06 %")
-    assert max(cell_len(line) for line in lines) <= max(width, epoch)
+    assert max(cell_len(line) for line in lines) <= max(width, 80)  # the line of an epoch is not broken
 
 
 def test_the_live_view_fits_80_columns_with_everything_in_it() -> None:
@@ -236,7 +235,7 @@ def test_a_long_list_of_blocks_is_cut() -> None:
 def test_the_summary_has_every_blocks_error_beside_the_networks() -> None:
     run = made_up()
     console = terminal()
-    show(LiveDisplay(console), run)
+    show(LiveDisplay(console, redraw_s=0), run)
     text = CODE.sub("", written(console))
     assert re.search(r" 0  conv 512-500, pool +0  12.3456 +80.00 % +80.00 %", text)
     assert re.search(r" 7  output 1024-10 +3 +1.5432 +10.00 % +10.00 %  <- network", text)
@@ -248,7 +247,7 @@ def test_the_summary_has_every_blocks_error_beside_the_networks() -> None:
 def test_epochs_appear_above_the_live_view_while_another_thread_refreshes_it() -> None:
     run = made_up()
     console = terminal()
-    live = LiveDisplay(console)
+    live = LiveDisplay(console, redraw_s=0)
     live.start(run.plan)
 
     def refresh() -> None:
@@ -268,7 +267,7 @@ def test_epochs_appear_above_the_live_view_while_another_thread_refreshes_it() -
 def test_an_unchanged_state_is_not_drawn_again() -> None:
     run = made_up()
     console = terminal()
-    live = LiveDisplay(console)
+    live = LiveDisplay(console, redraw_s=0)
     live.start(run.plan)
     live.status(run.states)
     before = written(console)
@@ -277,9 +276,26 @@ def test_an_unchanged_state_is_not_drawn_again() -> None:
     live.close()
 
 
+def test_the_view_is_not_drawn_more_often_than_wanted() -> None:
+    run = made_up()
+    console = terminal()
+    live = LiveDisplay(console, redraw_s=60)
+    live.start(run.plan)
+    live.status(run.states)
+    before = written(console)
+    live.status([replace(state, step=8) for state in run.states])
+    assert written(console) == before
+    live.close()
+
+
+def test_the_line_of_a_late_epoch_of_a_long_run_fits_80_columns() -> None:
+    late = replace(made_up().record, epoch=400, seconds=12345.6, lr=1.953125e-06, test_error_percent=100.0)
+    assert len(display._epoch_text(late, 400).plain) <= 80
+
+
 def test_the_cursor_is_visible_while_the_view_lives_so_that_a_kill_leaves_it() -> None:
     console = terminal()
-    live = LiveDisplay(console)
+    live = LiveDisplay(console, redraw_s=0)
     live.start(made_up().plan)
     assert written(console).rindex("\x1b[?25h") > written(console).rindex("\x1b[?25l")
     live.close()

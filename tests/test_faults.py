@@ -151,6 +151,16 @@ def test_a_process_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None
     assert "stage 1 (process 1) has been silent for 3 s" in ours[0]
 
 
+def test_processes_that_lose_torchrun_do_not_outlive_it(tmp_path: Path) -> None:
+    with torchrun(2, *LONG, "--output", "run", cwd=tmp_path) as process:
+        wait_for_training(tmp_path / "run")
+        ranks = workers(process.pid)
+        process.kill()
+        assert gone(list(ranks.values()), within_s=15)
+        _, printed = process.communicate(timeout=10)
+    assert "lost torchrun's store" in printed and "Traceback" not in printed
+
+
 FAILING = """
 import sys, torch
 from torch import nn

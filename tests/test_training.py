@@ -253,6 +253,32 @@ def test_the_command_trains_and_writes_its_folder(tmp_path: Path) -> None:
     assert (tmp_path / "t.json").exists() and (tmp_path / "t.png").exists()
 
 
+def test_torchrun_gives_the_weights_of_one_process(tmp_path: Path) -> None:
+    """The two commands of the README, on a small network."""
+    flags = [SCRIPT, *QUICK, "--threads", "1", "--output"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
+    for start, folder in (([sys.executable], "one"), (torchrun, "four")):
+        done = subprocess.run(
+            [*start, *flags, folder],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    one, four = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "four"))
+    assert (one["processes"], four["processes"], len(four["stage"])) == (1, 4, 4)
+    assert one["state_sha256"] == four["state_sha256"]
+    assert four["stage"][0]["bytes_sent"] > 0 and four["stage"][3]["bytes_sent"] == 0
+
+
+def test_the_frequency_of_evaluation_never_changes_the_weights() -> None:
+    often, rarely = (run(vary(BASE, loss="pred", eval_every=every), Options()).summary for every in (1, 2))
+    assert often.state_sha256 == rarely.state_sha256
+
+
 def test_overwrite_replaces_a_run(tmp_path: Path) -> None:
     for flags, status in (([], 0), ([], 2), (["--overwrite"], 0)):
         assert command(*QUICK, "--output", "same", *flags, cwd=tmp_path).returncode == status
