@@ -19,7 +19,7 @@ from pipeline.partition import members, shares
 from pipeline.plots import save_timeline
 from pipeline.stage import Stage
 from pipeline.state import FinalState
-from pipeline.trace import Recorder, join, write_chrome
+from pipeline.trace import Recorder, dropped_in, join, write_chrome
 from pipeline.worker import Worker
 from pipeline.world import LinkFactory
 
@@ -127,16 +127,23 @@ def gather_summary(
     )
 
 
-def gather_trace(control: Control, recorder: Recorder, stages: int, path: str | None) -> None:
-    """Write the spans of all processes, and a picture beside them; every process calls it."""
+def gather_trace(control: Control, recorder: Recorder, stages: int, path: str | None) -> str | None:
+    """Write the spans of all processes, and a picture beside them; every process calls it.
+
+    Returns what the user should know: that some spans did not fit, else None.
+    """
     if path is None:
-        return
+        return None
     control.publish(f"trace/{control.rank}", recorder.export())
-    if control.rank == 0:
-        told = [control.read(f"trace/{rank}", rank) for rank in range(control.world_size)]
-        spans = join(told)
-        write_chrome(path, spans, {index: f"stage {index}" for index in range(stages)})
-        save_timeline(spans, Path(path).with_suffix(".png"))
+    if control.rank != 0:
+        return None
+    told = [control.read(f"trace/{rank}", rank) for rank in range(control.world_size)]
+    spans = join(told)
+    devices = [plan["device"] for plan in _from_stages(control, "plan", stages)]
+    write_chrome(path, spans, {index: f"stage {index} ({device})" for index, device in enumerate(devices)})
+    save_timeline(spans, Path(path).with_suffix(".png"))
+    dropped = dropped_in(told)
+    return f"{path} holds the first {len(spans):,} spans; {dropped:,} later ones were left out" if dropped else None
 
 
 def _from_stages(control: Control, key: str, stages: int) -> list[Any]:

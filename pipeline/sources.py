@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,73 +17,17 @@ from torch import Tensor
 
 from pipeline.augment import Augmentation
 from pipeline.config import DataConfig
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
+from pipeline.image_folder import load_folder
+from pipeline.images import Images, LoadedData, import_reader, reason_of, sample_count
 from pipeline.keys import keyed_generator
 from pipeline.plans import DATASETS, DatasetInfo
 
-__all__ = ["FolderImages", "ImageStore", "Images", "LoadedData", "load_images"]
+__all__ = ["load_images"]
 
-_IN_MEMORY_BYTES = 2 << 30  # image folders below this are decoded once, at start
-_LARGEST_SIDE = 224  # pixels, of what the network sees of a photograph
 _NETWORK_TIMEOUT_S = 60.0  # silence from a download server
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 Arrays = tuple[Any, Any]  # numpy arrays as a reader gives them: images [N, H, W, C] and labels [N]
-
-
-class ImageStore(Protocol):
-    """Images of one size with their labels."""
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [N]."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, columns, channels as stored."""
-
-    def take(self, indices: Tensor) -> Tensor:
-        """The chosen images, uint8 [B, H, W, C]; indices lie on the CPU."""
-
-    def prefetch(self, indices: Tensor) -> None:
-        """Begin to read what the next `take` will ask for."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images in memory."""
-
-    images: Tensor  # uint8 [N, H, W, C]
-    labels: Tensor  # int64 [N]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, columns, channels."""
-        _, rows, columns, channels = self.images.shape
-        return rows, columns, channels
-
-    def take(self, indices: Tensor) -> Tensor:
-        """The chosen images."""
-        return self.images.index_select(0, indices.to(self.images.device))
-
-    def prefetch(self, indices: Tensor) -> None:
-        """Nothing to do: all is in memory."""
-
-    def to(self, device: torch.device) -> Images:
-        """The same images on `device`; the labels stay, since they travel in packet headers."""
-        return Images(self.images.to(device), self.labels)
-
-
-@dataclass(frozen=True)
-class LoadedData:
-    """A data set ready to be batched."""
-
-    train: ImageStore
-    test: ImageStore
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augmentation: Augmentation
 
 
 def load_images(config: DataConfig) -> LoadedData:
@@ -98,7 +39,7 @@ def load_images(config: DataConfig) -> LoadedData:
     """
     info = DATASETS[config.dataset]
     if config.dataset == "image_folder":
-        return _load_folder(config, info)
+        return load_folder(config, info)
     train, test = (_read_split(config, info, training) for training in (True, False))
     assert info.classes is not None, "only the files of an image folder tell the classes"
     augmentation = Augmentation(crop_padding=info.crop_padding, flip=info.flip, cutout=config.cutout)
@@ -112,21 +53,10 @@ def _read_split(config: DataConfig, info: DatasetInfo, training: bool) -> Images
     else:
         images, labels = {"digits": _digits, "synthetic": _synthetic}[config.dataset](training, limit)
     _check_arrays(config, info, images, labels)
-    count = _limit(config, training, len(labels))
+    count = sample_count(config, training, len(labels))
     # Cut first: the copy is what makes a transposed view contiguous.
     images = torch.from_numpy(np.ascontiguousarray(images[:count]))
     return Images(images, torch.from_numpy(labels[:count]).to(torch.int64))
-
-
-def _limit(config: DataConfig, training: bool, size: int) -> int:
-    """Number of samples to keep of `size`."""
-    limit = config.train_limit if training else config.test_limit
-    flag, kind = ("--train-limit", "training") if training else ("--test-limit", "test")
-    if limit is not None and limit > size:
-        raise DataError(
-            f"{flag} is {limit}, but {config.dataset} has {size} {kind} samples; give at most {size} or drop it"
-        )
-    return size if limit is None else limit
 
 
 def _check_arrays(config: DataConfig, info: DatasetInfo, images: Any, labels: Any) -> None:
@@ -167,7 +97,7 @@ def _read_torchvision(config: DataConfig, layout: _Layout, training: bool) -> Ar
     place = Path(config.data_dir) / layout.folder
     if not config.download:
         _check_files(config.dataset, place, layout.files)
-    datasets = _import("torchvision.datasets", config.dataset)
+    datasets = import_reader("torchvision.datasets", config.dataset)
     try:
         with _quiet(), _bounded_wait():
             return layout.read(datasets, config.data_dir, training, config.download)
@@ -177,10 +107,10 @@ def _read_torchvision(config: DataConfig, layout: _Layout, training: bool) -> Ar
         missing = [name for name in layout.files if not (place / name).is_file()]
         if config.download and missing:
             raise DataError(
-                f"{config.dataset} could not be downloaded to {place} ({_reason(error)}); check the network and "
+                f"{config.dataset} could not be downloaded to {place} ({reason_of(error)}); check the network and "
                 f"that the folder is writable, or point --data-dir at a copy in torchvision's layout"
             ) from error
-        raise DataError(f"{config.dataset} in {place} is damaged ({_reason(error)}); {_RENEW}") from error
+        raise DataError(f"{config.dataset} in {place} is damaged ({reason_of(error)}); {_RENEW}") from error
 
 
 def _check_files(dataset: str, place: Path, files: Sequence[str]) -> None:
@@ -191,23 +121,6 @@ def _check_files(dataset: str, place: Path, files: Sequence[str]) -> None:
             f"{dataset} is {what} in {place}; add --download to fetch it, or point --data-dir at the folder that "
             "holds it in torchvision's layout"
         )
-
-
-def _import(module: str, dataset: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
-        raise DataError(
-            f"{dataset} is read through {package}, which cannot be imported ({_reason(error)}); "
-            f"pip install {package}, or choose --dataset synthetic"
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """The error as a piece of one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 @contextlib.contextmanager
@@ -280,7 +193,7 @@ _SYNTHETIC_CHUNK = 1_000  # images per generator, so that a small limit costs li
 
 def _digits(training: bool, limit: int | None) -> Arrays:
     """scikit-learn's 8x8 handwritten digits, values 0 to 16, enlarged to 16x16."""
-    bunch = _import("sklearn.datasets", "digits").load_digits()
+    bunch = import_reader("sklearn.datasets", "digits").load_digits()
     # RandomState's stream is frozen by numpy's promise: the same split on every machine, whatever --seed.
     order = np.random.RandomState(0).permutation(len(bunch.target))
     chosen = order[:_DIGITS_TRAIN] if training else order[_DIGITS_TRAIN:]
@@ -310,146 +223,3 @@ def _synthetic_chunk(training: bool, chunk: int) -> tuple[Tensor, Tensor]:
     clean = patterns[labels.view(-1, 1, 1), rows.unsqueeze(2), columns.unsqueeze(1)]
     noise = torch.randn(clean.shape, generator=generator).mul_(50)
     return clean.mul_(contrast).add_(noise).add_(127.5).clamp_(0, 255).to(torch.uint8), labels
-
-
-# --- folders of image files ---
-
-
-class FolderImages:
-    """Image files, decoded when taken, by a few threads; the next batch while the present one trains."""
-
-    def __init__(self, paths: Sequence[Path], labels: Tensor, side: int) -> None:
-        self.paths, self.labels, self.side = tuple(paths), labels, side
-        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
-        self._ahead: tuple[list[int], list[Future[np.ndarray[Any, Any]]]] = ([], [])
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, columns, channels as stored."""
-        return self.side, self.side, 3
-
-    def take(self, indices: Tensor) -> Tensor:
-        """The chosen images. Raises DataError that names a file which cannot be read."""
-        if self._ahead[0] != indices.tolist():
-            self.prefetch(indices)
-        _, futures = self._ahead
-        self._ahead = ([], [])
-        return torch.from_numpy(np.stack([future.result() for future in futures]))
-
-    def prefetch(self, indices: Tensor) -> None:
-        """Begin to decode the images that the next `take` will ask for."""
-        for future in self._ahead[1]:
-            future.cancel()
-        wanted = indices.tolist()
-        self._ahead = (wanted, [self._pool.submit(_decode, self.paths[index], self.side) for index in wanted])
-
-    def in_memory(self) -> Images:
-        """All images, decoded once; nothing can be taken from here any more."""
-        images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
-        for start in range(0, len(self.paths), 256):
-            indices = torch.arange(start, min(start + 256, len(self.paths)))
-            images[start : start + 256] = self.take(indices)
-        self._pool.shutdown()
-        return Images(images, self.labels)
-
-
-def _load_folder(config: DataConfig, info: DatasetInfo) -> LoadedData:
-    root = Path(config.data_dir)
-    train_folder, test_folder = root / "train", _test_folder(root)
-    classes = _classes(train_folder, test_folder)
-    train_files, test_files = _list_images(train_folder, classes), _list_images(test_folder, classes)
-    side = min(_short_side(train_files[0][0]), _LARGEST_SIDE)
-    if config.cutout > 2 * side:
-        raise ConfigError(
-            f"--cutout is {config.cutout}, more than twice the side of {side} pixels that {train_files[0][0]} sets "
-            f"for all images; give at most {2 * side}"
-        )
-    stored = round(side * 8 / 7)  # 256 for 224, as usual for photographs
-    train, test = _kept_in_memory(
-        _folder_split(config, True, train_files, stored), _folder_split(config, False, test_files, stored)
-    )
-    augmentation = Augmentation(flip=info.flip, cutout=config.cutout, crop_to=side)
-    return LoadedData(train, test, len(classes), info.mean, info.std, augmentation)
-
-
-def _test_folder(root: Path) -> Path:
-    for needed, names in (("training", ("train",)), ("test", ("test", "val"))):
-        if not any((root / name).is_dir() for name in names):
-            raise DataError(
-                f"image_folder finds no folder of {needed} images {' or '.join(str(root / name) for name in names)}; "
-                "lay images out as train/<class>/*.png and test/<class>/*.png below --data-dir"
-            )
-    return root / "test" if (root / "test").is_dir() else root / "val"
-
-
-def _classes(train: Path, test: Path) -> list[str]:
-    """Names of the classes, which both folders must have."""
-    names = [{entry.name for entry in _entries(folder) if entry.is_dir()} for folder in (train, test)]
-    for here, there, more in ((train, test, names[0] - names[1]), (test, train, names[1] - names[0])):
-        if more:
-            raise DataError(
-                f"the classes of {train} and {test} differ: {', '.join(sorted(more))} only in {here}; add them to "
-                f"{there} or remove them"
-            )
-    if len(names[0]) < 2:
-        raise DataError(
-            f"{train} has {len(names[0])} class folders ({', '.join(names[0]) or 'none'}), but telling classes apart "
-            "needs at least 2; give each class a folder of its own"
-        )
-    return sorted(names[0])
-
-
-def _list_images(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    found = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted(_entries(folder / name))
-        if path.suffix.lower() in _IMAGE_SUFFIXES
-    ]
-    if not found:
-        raise DataError(f"{folder} has no images; put {', '.join(_IMAGE_SUFFIXES)} files into its class folders")
-    return found
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions") from error
-
-
-def _folder_split(config: DataConfig, training: bool, files: list[tuple[Path, int]], stored: int) -> FolderImages:
-    # A fixed order, so that the first N samples are of all classes.
-    order = np.random.RandomState(0).permutation(len(files))
-    chosen = [files[i] for i in order[: _limit(config, training, len(files))]]
-    return FolderImages([path for path, _ in chosen], torch.tensor([label for _, label in chosen]), stored)
-
-
-def _kept_in_memory(train: FolderImages, test: FolderImages) -> tuple[ImageStore, ImageStore]:
-    size = (len(train.paths) + len(test.paths)) * train.side**2 * 3
-    return (train, test) if size >= _IN_MEMORY_BYTES else (train.in_memory(), test.in_memory())
-
-
-def _short_side(path: Path) -> int:
-    with _opened(path) as image:
-        return int(min(image.size))
-
-
-def _decode(path: Path, side: int) -> np.ndarray[Any, Any]:
-    """One image, uint8 [side, side, 3]: its largest centred square, resized."""
-    image_ops = importlib.import_module("PIL.ImageOps")
-    with _opened(path) as image:
-        return np.asarray(image_ops.fit(image.convert("RGB"), (side, side), method=_BILINEAR))
-
-
-_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    pil = _import("PIL.Image", "image_folder")
-    try:
-        with pil.open(path) as image:
-            yield image
-    except Exception as error:  # a broken file makes PIL raise nearly anything
-        raise DataError(f"{path} cannot be read as an image ({_reason(error)}); mend or remove it") from error

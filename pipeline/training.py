@@ -202,7 +202,9 @@ class _Run:
         records = self._work(worker, folder)
         self._end_queues(ends)
         final = collect_state(stages, split, self.control)
-        gather_trace(self.control, self.recorder, len(split), self.options.trace)
+        note = gather_trace(self.control, self.recorder, len(split), self.options.trace)
+        if note is not None:
+            self.display.note(note)
         summary = self._summarize(worker, sizes, records, final)
         links.close()
         if summary is not None:

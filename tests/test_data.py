@@ -21,11 +21,13 @@ from scipy.io import savemat  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from pipeline import sources
+from pipeline import image_folder
 from pipeline.config import DataConfig
 from pipeline.data import Batches
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import FolderImages, Images, load_images
+from pipeline.image_folder import FolderImages
+from pipeline.images import Images
+from pipeline.sources import load_images
 
 CPU = torch.device("cpu")
 Pairs = list[tuple[Any, Any]]
@@ -419,7 +421,7 @@ def test_large_image_folder_is_decoded_as_needed_with_the_same_result(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_memory = batches_of(folder_config(folder), batch_size=4)
-    monkeypatch.setattr(sources, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(image_folder, "_IN_MEMORY_BYTES", 0)
     assert isinstance(load_images(folder_config(folder)).train, FolderImages)
     lazy = batches_of(folder_config(folder), batch_size=4)
     next(lazy.train(2))  # leaves a batch read ahead that nobody takes
@@ -451,7 +453,7 @@ def test_unreadable_image_is_named(folder: Path, lazy: bool, monkeypatch: pytest
     broken = folder / "train" / "red" / "2.png"
     broken.write_bytes(broken.read_bytes()[:60])
     if lazy:
-        monkeypatch.setattr(sources, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(image_folder, "_IN_MEMORY_BYTES", 0)
     text = message(lambda: list(batches_of(folder_config(folder)).train(1)))
     assert text.startswith(f"{broken} cannot be read as an image")
 
