@@ -11,15 +11,13 @@ import json
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "LANES",
-    "NullRecorder",
     "Recorder",
     "Span",
     "dropped_in",
@@ -87,16 +85,6 @@ class Recorder:
             else:
                 self.dropped += 1
 
-    @contextmanager
-    def span(self, stage: int, name: str, step: int, *, lane: str = "compute", kind: str = "train") -> Iterator[None]:
-        """Record what runs inside, also when it fails."""
-        start_ns = time.monotonic_ns()
-        try:
-            yield
-            self.settle()
-        finally:
-            self.add(stage, lane, name, step, start_ns, time.monotonic_ns() - start_ns, kind)
-
     def settle(self) -> None:
         """Wait for the device before a span ends, if anything is recorded."""
         if self.enabled and self._synchronize is not None:
@@ -107,13 +95,6 @@ class Recorder:
         with self._lock:
             spans = [list(span) for span in self._spans]
         return {"host": _host(), "wall_offset_ns": _wall_offset_ns(), "dropped": self.dropped, "spans": spans}
-
-
-class NullRecorder(Recorder):
-    """Records nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(enabled=False)
 
 
 def _host() -> str:
