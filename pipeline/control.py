@@ -6,6 +6,7 @@ Nothing here is in the hot path. Every wait polls, so that it ends as soon as a 
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,14 @@ from typing import Any, TypeVar
 
 from torch.distributed.distributed_c10d import Store
 
-from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure
+from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure, first_line
 
-__all__ = ["Control", "Watch", "known_to_all"]
+__all__ = ["Control", "Watch", "known_to_all", "lost_connection"]
 
 R = TypeVar("R")
 
 _POLL_S = 0.02
+_LOST = "Connection closed by peer|Connection reset by peer|Timed out waiting|pair closure|Broken pipe"
 _KINDS: dict[str, type[PipelineError]] = {e.__name__: e for e in (ConfigError, DataError, StageFailure)}
 
 
@@ -100,8 +102,11 @@ class Control:
         if failure is not None:
             raise _with_rank(StageFailure(failure["message"]), failure["rank"])
 
-    def lost(self, rank: int, reason: str) -> PipelineError:
-        """The error after the connection to `rank` broke: its own report if it left one, else that it died."""
+    def lost(self, rank: int | None, reason: str) -> PipelineError:
+        """The error after a connection broke: the report of the process that failed, else that `rank` died.
+
+        Where the transfer was between all processes, `rank` is None.
+        """
         deadline = time.monotonic() + 2.0
         while time.monotonic() < deadline:
             try:
@@ -109,9 +114,8 @@ class Control:
             except StageFailure as failure:
                 return failure
             time.sleep(_POLL_S)
-        return self.fail(
-            f"stage {rank} (process {rank}) died: {reason}; see its output above, then start the run anew"
-        )
+        who = "a process" if rank is None else f"stage {rank} (process {rank})"
+        return self.fail(f"{who} died: {reason}; see its output above, then start the run anew")
 
     def beat(self, rank: int) -> bytes:
         """The heartbeat of a process: a count that stands still when it hangs."""
@@ -168,9 +172,13 @@ def _store_errors(rank: int) -> Iterator[None]:
     except PipelineError:
         raise
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        lost = StageFailure(f"stage {rank} lost torchrun's store ({reason}); start the run anew")
+        lost = StageFailure(f"stage {rank} lost torchrun's store ({first_line(error)}); start the run anew")
         raise _with_rank(lost, rank) from error
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether an error of torch.distributed means that another process is gone; it has no class for that."""
+    return isinstance(error, RuntimeError) and re.search(_LOST, str(error)) is not None
 
 
 def known_to_all(error: PipelineError) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "PipelineError", "StageFailure"]
+__all__ = ["ConfigError", "DataError", "PipelineError", "StageFailure", "first_line"]
 
 
 class PipelineError(Exception):
@@ -22,3 +22,8 @@ class DataError(PipelineError):
 
 class StageFailure(PipelineError, RuntimeError):
     """A stage failed while the run was under way; the message names the stage and the cause."""
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an error cut to one line, or its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

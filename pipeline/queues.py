@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.control import Control, Watch
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 from pipeline.links import Link, Transfer, rows
 from pipeline.packet import Contract, Kind, Packet, decode_header, encode_header, header_length
 from pipeline.trace import Recorder
@@ -34,11 +34,10 @@ def slots(depth: int) -> tuple[int, int]:
 
 
 class _Queue:
-    """What both ends share: a condition, the failure of the thread behind it, and the time spent waiting."""
+    """What both ends share: a condition, and the failure of the thread behind it."""
 
     def __init__(self, control: Control, peer: int, recorder: Recorder, stage: int) -> None:
         self.control, self.peer, self.recorder, self.stage = control, peer, recorder, stage
-        self.waited_s = 0.0
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
 
@@ -62,17 +61,15 @@ class _Queue:
     def _wait_until(self, ready: Callable[[], bool]) -> None:
         """Wait, holding the condition; raises if the thread failed or the peer is lost."""
         if not ready() and self._broken is None:
-            watch, start = Watch(self.control, self.peer), time.perf_counter()
+            watch = Watch(self.control, self.peer)
             while not ready() and self._broken is None:
                 self._changed.wait(_POLL_S)
                 watch.check()
-            self.waited_s += time.perf_counter() - start
         if not ready():
             assert self._broken is not None
             if isinstance(self._broken, PipelineError):
                 raise self.control.fail(str(self._broken)) from self._broken
-            reason = str(self._broken).strip().splitlines()
-            raise self.control.lost(self.peer, reason[0] if reason else type(self._broken).__name__)
+            raise self.control.lost(self.peer, first_line(self._broken))
 
 
 class SendQueue(_Queue):
@@ -106,7 +103,10 @@ class SendQueue(_Queue):
         header = encode_header(packet, self._sent, self._length)
         self._sent += 1
         start = time.monotonic_ns()
-        transfer = self.link.send(header, packet.activation)
+        try:
+            transfer = self.link.send(header, packet.activation)
+        except RuntimeError as error:  # the connection broke since the last packet
+            raise self.control.lost(self.peer, first_line(error)) from error
         if packet.activation is not None:
             self.bytes_sent += packet.activation.nbytes
         with self._changed:

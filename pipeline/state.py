@@ -88,6 +88,7 @@ def _publish(block: LocalBlock, control: Control) -> None:
         for name in names
     ]
     control.publish(f"state/{block.index}", described)
+    control.read(f"collect/{block.index}", 0)  # process 0 may still wait for a slower stage
     for name in names:
         dist.send(state[name].detach().to("cpu").contiguous(), 0)
 
@@ -97,6 +98,7 @@ def _receive(index: int, owner: int, own: LocalBlock | None, control: Control) -
     if own is not None:
         state, inference = own.full_state(), own.inference_state()
         return [(name, state[name].detach().to("cpu").contiguous(), name in inference) for name in sorted(state)]
+    control.publish(f"collect/{index}", True)
     received = []
     for name, dtype, shape, inference in control.read(f"state/{index}", owner):
         tensor = torch.empty(shape, dtype=getattr(torch, dtype))

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 from pipeline.blocks import Block
 from pipeline.config import RunConfig, TrainConfig, to_toml
 from pipeline.connect import connect_stage
-from pipeline.control import known_to_all
+from pipeline.control import known_to_all, lost_connection
 from pipeline.data import Batches
 from pipeline.display import Display, NullDisplay, create_display
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, first_line
 from pipeline.layout import Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration, share_sizes
 from pipeline.local import Numerics
 from pipeline.metrics import EpochRecord, Summary
@@ -161,17 +161,15 @@ def _execute(job: _Job, options: Options) -> TrainResult:
     except OSError as error:  # such as a full disk
         raise world.control.fail(f"stage {world.rank} cannot read or write: {error}") from error
     except torch.OutOfMemoryError as error:
-        raise world.control.fail(f"stage {world.rank} ran out of memory: {_first_line(error)}") from error
+        raise world.control.fail(f"stage {world.rank} ran out of memory: {first_line(error)}") from error
     except Exception as error:
-        world.control.fail(f"stage {world.rank} failed: {type(error).__name__}: {_first_line(error)}")
+        if lost_connection(error):
+            raise world.control.lost(None, first_line(error)) from error
+        world.control.fail(f"stage {world.rank} failed: {type(error).__name__}: {first_line(error)}")
         raise
     finally:
         display.close()
         world.control.close()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 class _Run:
@@ -302,6 +300,9 @@ class _Run:
     def _result(self, summary: Summary | None, records: Sequence[EpochRecord], final: FinalState) -> TrainResult:
         """Give every process the summary, the epochs and, in a library call, the trained weights."""
         if self.world.size > 1:
+            if self.world.rank == 0:
+                self.control.publish("finished", True)
+            self.control.read("finished", 0)  # writing the run folder may take longer than a transfer may wait
             shared: list[Any] = [(summary, tuple(records))]
             dist.broadcast_object_list(shared, src=0)
             summary, records = shared[0]

@@ -129,6 +129,7 @@ def test_a_killed_process_ends_the_run_and_is_named(tmp_path: Path, victim: int)
     assert len(ours) <= 1
     assert all(f"stage {victim} (process {victim}) died" in line for line in ours), ours
     assert re.search(rf"rank +: {victim}\b", printed)
+    assert "pipeline/" not in printed, "a traceback of ours"
 
 
 def test_a_process_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
