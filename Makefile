@@ -30,7 +30,7 @@ help:
 	@echo "The first of them makes .venv; PYTHON=python3.12 picks the interpreter, from 3.11 to 3.13."
 
 train: $(READY)
-	$(BIN)/torchrun --nproc_per_node=$(PROCESSES) launch/pipeline_train.py $(ARGS)
+	$(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) launch/pipeline_train.py $(ARGS)
 
 test: lint types tests
 
