@@ -314,6 +314,10 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     changed = {s: {k: v for k, v in values.items() if section_of(k) == s} for s in SECTIONS}
     if "loss" in values and "beta" not in values and changed["train"]["loss"] != config.train.loss:
         changed["train"]["beta"] = None  # the default follows the loss
+    if "split" in values and "stages" not in values:
+        changed["train"]["stages"] = None  # a split says how many stages there are, and the other way round
+    if "stages" in values and "split" not in values:
+        changed["train"]["split"] = None
     if "model" in values and "hidden_layers" not in values and changed["model"]["model"] != config.model.model:
         changed["model"]["hidden_layers"] = None
     return RunConfig(

@@ -87,6 +87,18 @@ def test_flags_override_the_file_that_overrides_the_defaults(tmp_path: Path) -> 
     assert (config.train.epochs, config.train.lr) == (4, 0.5)
 
 
+def test_a_configuration_of_four_stages_can_be_laid_out_anew(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(RunConfig(train=TrainConfig(stages=4, split=(2, 2, 2, 2)))))
+    config = ["--config", str(path)]
+    assert parse(config).config.train.stage_count(1) == parse(config).config.train.stage_count(4) == 4
+    assert parse([*config, "--split", "auto"]).config.train.stage_count(2) == 2
+    assert parse([*config, "--split", "3,5"]).config.train.stage_count(2) == 2
+    assert parse([*config, "--stages", "3"]).config.train.stage_count(1) == 3
+    with pytest.raises(ConfigError, match=r"--split 2,2,2,2 makes 4 stages, but there are 2 processes"):
+        parse(config).config.check_world(2)
+
+
 def test_the_digits_recipe_applies_only_while_nothing_else_is_named() -> None:
     assert parse([]).config == recipe("digits")
     assert parse(["--epochs", "1"]).config.model.width == recipe("digits").model.width
