@@ -108,8 +108,8 @@ def create_loss(
     name = config.loss.removeprefix("glob").removeprefix("+")
     assert config.beta is not None
     if output:
-        # The reference scales the output layer's loss too; under Adam the factor hardly matters.
-        return OutputLoss(1.0 - config.beta if name.startswith("predsim") else 1.0)
+        # The reference scales the output layer's loss too; under Adam the factor hardly matters, unless it is 0.
+        return OutputLoss(1.0 - config.beta if name.startswith("predsim") and config.beta < 1 else 1.0)
     if not name or (config.locality == "group" and not group_end):
         return None
     with torch.random.fork_rng(devices=[]):

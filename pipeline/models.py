@@ -228,6 +228,11 @@ def given_network(blocks: Sequence[nn.Module]) -> Network:
         raise ConfigError("the network has no blocks; pass at least one, the output layer")
     wrapped = [b if isinstance(b, Block) else SequentialBlock([("0", b)], 1) for b in blocks]
     _check_shared(wrapped)
+    for index, block in enumerate(wrapped):
+        if not any(parameter.requires_grad for parameter in block.parameters()):
+            raise ConfigError(
+                f"block {index} has no parameter that learns; join it to its neighbour, or set requires_grad"
+            )
     return tuple(_given(block, index) for index, block in enumerate(wrapped))
 
 

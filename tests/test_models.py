@@ -145,6 +145,12 @@ def test_shared_parameters_are_refused() -> None:
         blocks_from(nn.Sequential(layer, nn.ReLU(), layer))
 
 
+def test_a_block_that_cannot_learn_is_refused() -> None:
+    frozen = nn.Linear(4, 4).requires_grad_(False)
+    with pytest.raises(ConfigError, match="block 1 has no parameter that learns"):
+        given_network([nn.Linear(4, 4), frozen, nn.Linear(4, 2)])
+
+
 def test_a_block_that_does_not_fit_the_one_before_is_named() -> None:
     network = given_network(blocks_from(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(6, 3))))
     with pytest.raises(ConfigError, match=r"block 1 \(linear 1\) does not take input of shape \[5\]"):

@@ -190,6 +190,16 @@ def test_a_narrow_wire_rounds_between_stages_only(wire: str) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_the_output_layer_learns_at_any_beta(loss: str) -> None:
+    for beta in (0.0, 1.0):
+        (stage,) = stages(config(loss, beta=beta), (6,))
+        before = digest(stage.blocks[-1].inference_state())
+        for step in range(2):
+            stage.step(batch(step))
+        assert digest(stage.blocks[-1].inference_state()) != before
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_bf16_trains_every_loss_to_finite_weights(loss: str) -> None:
     made = stages(config(loss, precision="bf16"), (3, 3), Numerics(torch.device("cpu"), "bf16"))
     for step in range(2):
