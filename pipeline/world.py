@@ -79,7 +79,10 @@ class World:
         return torch.device("cuda", index)
 
     def links(self, device: torch.device) -> LinkFactory:
-        """Agree with all processes on the transport between neighbours."""
+        """Agree with all processes on the transport; raises ConfigError in all if only some have a GPU."""
+        return self.control.together("transport", lambda: self._choose_transport(device))
+
+    def _choose_transport(self, device: torch.device) -> LinkFactory:
         host = os.uname().nodename
         self.control.publish(f"device/{self.rank}", [host, str(device)])
         places = [tuple(self.control.read(f"device/{rank}", rank)) for rank in range(self.size)]
