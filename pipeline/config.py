@@ -128,6 +128,12 @@ class ModelConfig:
                 f"--width is {self.width:g}, which leaves {self.model} without channels; give 1/64 or more"
             )
 
+    def nonlinearity_for(self, loss: str) -> str:
+        """The nonlinearity, `auto` resolved as in the paper's recipes."""
+        if self.nonlinearity != "auto":
+            return self.nonlinearity
+        return "leaky_relu" if "sim" in loss else "relu"
+
     @property
     def blocks(self) -> int:
         """Number of blocks, the output layer included."""
@@ -212,7 +218,7 @@ class TrainConfig:
             raise ConfigError(f"--momentum {self.momentum:g} needs --optimizer sgd, not {self.optimizer}")
         if self.momentum >= 1:
             raise ConfigError(f"--momentum is {self.momentum:g}; give 0 up to below 1")
-        if self.locality == "group" and self.loss.startswith("glob"):
+        if self.locality == "group" and self.backpropagates:
             raise ConfigError(f"--locality group needs a local loss, not {self.loss}; choose pred, sim or predsim")
 
     def _check_placement(self) -> None:
@@ -238,6 +244,16 @@ class TrainConfig:
             raise ConfigError(
                 f"--split {_join(split)} makes {len(split)} stages, but --stages is {self.stages}; drop one of them"
             )
+
+    @property
+    def backpropagates(self) -> bool:
+        """Whether the loss is `glob` or `glob+X`: gradients pass from block to block, and stages take turns."""
+        return self.loss.startswith("glob")
+
+    @property
+    def local_loss(self) -> str:
+        """The local part of the loss: X of `glob+X`, empty for `glob`, else the loss itself."""
+        return self.loss.removeprefix("glob").removeprefix("+")
 
     def stage_count(self, world_size: int) -> int:
         """Number of stages in a run of `world_size` processes. Raises ConfigError if the flags say otherwise."""

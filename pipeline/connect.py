@@ -52,7 +52,7 @@ def connect_stage(
     gradient_source: ReceiveQueue | None = None
     for edge in range(last):
         forward = links.edge(edge, edge + 1)
-        backward = links.edge(edge + 1, edge) if config.loss.startswith("glob") else None
+        backward = links.edge(edge + 1, edge) if config.backpropagates else None
         if rank == edge:
             sink = queue.send(forward, outputs, edge + 1)
             gradient_source = queue.receive(backward, outputs, edge + 1)

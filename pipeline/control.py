@@ -98,9 +98,9 @@ class Control:
 
     def raise_if_failed(self) -> None:
         """Raise the failure that any process has reported."""
-        failure = self.peek("failure")
+        failure = self._reported()
         if failure is not None:
-            raise _with_rank(StageFailure(failure["message"]), failure["rank"])
+            raise failure
 
     def lost(self, rank: int | None, reason: str) -> PipelineError:
         """The error after a connection broke: the report of the process that failed, else that `rank` died.
@@ -109,13 +109,16 @@ class Control:
         """
         deadline = time.monotonic() + 2.0
         while time.monotonic() < deadline:
-            try:
-                self.raise_if_failed()
-            except StageFailure as failure:
+            failure = self._reported()
+            if failure is not None:
                 return failure
             time.sleep(_POLL_S)
         who = "a process" if rank is None else f"stage {rank} (process {rank})"
         return self.fail(f"{who} died: {reason}; see its output above, then start the run anew")
+
+    def _reported(self) -> PipelineError | None:
+        report = self.peek("failure")
+        return None if report is None else _with_rank(StageFailure(report["message"]), report["rank"])
 
     def beat(self, rank: int) -> bytes:
         """The heartbeat of a process: a count that stands still when it hangs."""

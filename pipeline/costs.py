@@ -18,7 +18,9 @@ from pipeline.packet import Kind, Packet
 from pipeline.partition import arithmetic_costs
 from pipeline.stage import Stage, build_stage
 
-__all__ = ["block_costs", "measure_costs"]
+__all__ = ["ARITHMETIC_UNIT", "block_costs", "measure_costs"]
+
+ARITHMETIC_UNIT = "multiply-accumulates of a sample"
 
 _REPEATS = 3
 _BUDGET_S = 20.0  # measuring stops repeating after this; every block is measured at least once
@@ -32,7 +34,7 @@ def block_costs(
     There the split is part of the network, and must not hang on the noise of a measurement.
     """
     if config.locality == "group":
-        return arithmetic_costs(config, shapes, classes), "multiply-accumulates of a sample"
+        return arithmetic_costs(config, shapes, classes), ARITHMETIC_UNIT
     return measure_costs(config, network, shapes, classes, numerics), "seconds of a batch, measured"
 
 
@@ -46,13 +48,13 @@ def measure_costs(
     """
     deadline = time.perf_counter() + _BUDGET_S
     devices = [numerics.device] if numerics.device.type == "cuda" else []
+    # A measured block learns from its own loss alone; the global loss adds about as much to each of them.
+    alone = replace(config, loss=config.local_loss or config.loss, split=None, stages=None)
+    ones = [1] * len(network)
+    costs = []
     with torch.random.fork_rng(devices=devices):
-        ones = [1] * len(network)
-        costs = []
         for index, shape in enumerate(shapes):
             copied = tuple(_copy(spec) if i == index else spec for i, spec in enumerate(network))
-            # A measured block learns from its own loss alone; the global loss adds about as much to each of them.
-            alone = replace(config, loss=config.loss.removeprefix("glob+"), split=None, stages=None)
             stage = build_stage(alone, copied, shapes, classes, ones, index, numerics)
             costs.append(_time(stage, shape.inputs, classes, config.batch_size, deadline))
     return costs

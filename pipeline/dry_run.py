@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import RunConfig, to_toml
-from pipeline.costs import block_costs
 from pipeline.data import Batches
+from pipeline.layout import decide_split
 from pipeline.local import Numerics
 from pipeline.models import BlockShape, Network, infer_shapes, named_network
-from pipeline.partition import arithmetic_costs, balance, members
+from pipeline.partition import members
 from pipeline.plans import DATASETS
 
 __all__ = ["dry_run"]
@@ -24,7 +24,8 @@ def dry_run(config: RunConfig, world_size: int) -> None:
     shape, classes = _sizes(config)
     network = named_network(config.model, shape, classes, config.train.loss)
     shapes = infer_shapes(network, shape)
-    split, costs, unit = _layout(config, world_size, network, shapes, classes)
+    numerics = Numerics(torch.device("cpu"))
+    split, costs, unit = decide_split(config.train, network, shapes, classes, world_size, numerics)
     console = Console()
     console.print(to_toml(config), markup=False, highlight=False)
     console.print(_table(network, shapes, split, costs, unit))
@@ -38,18 +39,6 @@ def _sizes(config: RunConfig) -> tuple[tuple[int, ...], int]:
         config.data, seed=config.train.seed, batch_size=config.train.batch_size, device=torch.device("cpu")
     )
     return tuple(batches.shape), batches.classes
-
-
-def _layout(
-    config: RunConfig, world_size: int, network: Network, shapes: Sequence[BlockShape], classes: int
-) -> tuple[Sequence[int], list[float], str]:
-    """Split, cost of every block, and the unit of the costs."""
-    stages = config.train.stage_count(world_size)
-    if config.train.split is None and stages > 1:
-        costs, unit = block_costs(config.train, network, shapes, classes, Numerics(torch.device("cpu")))
-        return balance(costs, stages), costs, unit
-    costs = arithmetic_costs(config.train, shapes, classes)
-    return config.train.split or (len(network),), costs, "multiply-accumulates of a sample"
 
 
 def _table(

@@ -8,13 +8,21 @@ from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.control import Control
-from pipeline.costs import block_costs
+from pipeline.costs import ARITHMETIC_UNIT, block_costs
 from pipeline.errors import ConfigError, DataError
 from pipeline.local import Numerics
 from pipeline.models import BlockShape, Network, infer_shapes
 from pipeline.partition import arithmetic_costs, balance
 
-__all__ = ["Layout", "NetworkFactory", "Sizes", "agree_on_layout", "check_same_configuration", "share_sizes"]
+__all__ = [
+    "Layout",
+    "NetworkFactory",
+    "Sizes",
+    "agree_on_layout",
+    "check_same_configuration",
+    "decide_split",
+    "share_sizes",
+]
 
 NetworkFactory = Callable[[tuple[int, ...], int], Network]
 """Describes the network for the shape of one sample and the number of classes."""
@@ -78,7 +86,7 @@ def agree_on_layout(
     """
     network, shapes = control.together("network", lambda: _describe(control, config, factory, sizes))
     if control.rank == 0:
-        split, costs = _decide(config, network, shapes, sizes.classes, control.world_size, numerics)
+        split, costs, _ = decide_split(config, network, shapes, sizes.classes, control.world_size, numerics)
         control.publish("split", [split, costs])
     split, costs = control.read("split", 0)
     return Layout(network, shapes, sizes.classes, tuple(split), costs)
@@ -99,17 +107,18 @@ def _describe(
     return network, shapes
 
 
-def _decide(
+def decide_split(
     config: TrainConfig,
     network: Network,
     shapes: Sequence[BlockShape],
     classes: int,
     world_size: int,
     numerics: Numerics,
-) -> tuple[Sequence[int], list[float]]:
-    """The split asked for, or the one that balances what the blocks cost."""
+) -> tuple[Sequence[int], list[float], str]:
+    """The split asked for, or the one that balances what the blocks cost; each block's cost, and what costs are."""
     stages = config.stage_count(world_size)
     if config.split is None and stages > 1:
-        costs, _ = block_costs(config, network, shapes, classes, numerics)
-        return balance(costs, stages), costs
-    return config.split or (len(network),), arithmetic_costs(config, shapes, classes)
+        costs, unit = block_costs(config, network, shapes, classes, numerics)
+        return balance(costs, stages), costs, unit
+    costs = arithmetic_costs(config, shapes, classes)
+    return config.split or (len(network),), costs, ARITHMETIC_UNIT

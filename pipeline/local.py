@@ -105,7 +105,7 @@ def create_loss(
         output: whether the block is the output layer.
         group_end: whether the block ends a stage; decides under `--locality group`.
     """
-    name = config.loss.removeprefix("glob").removeprefix("+")
+    name = config.local_loss
     assert config.beta is not None
     if output:
         # The reference scales the output layer's loss too; under Adam the factor hardly matters, unless it is 0.

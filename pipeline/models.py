@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.blocks import Block, ConvBlock, Dropout, LinearBlock, OutputBlock, SequentialBlock
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.keys import seed_default_generator
 from pipeline.plans import POOL, VGG_PLANS, check_fits, stem_stride
 
@@ -66,9 +66,7 @@ def named_network(config: ModelConfig, shape: tuple[int, ...], classes: int, los
 
     Raises ConfigError if the images are too small for its poolings.
     """
-    nonlinearity = config.nonlinearity
-    if nonlinearity == "auto":
-        nonlinearity = "leaky_relu" if "sim" in loss else "relu"
+    nonlinearity = config.nonlinearity_for(loss)
     specs, features = _convolutions(config, shape, nonlinearity)
     assert config.hidden_layers is not None
     for _ in range(config.hidden_layers):
@@ -241,19 +239,18 @@ def _given(block: Block, index: int) -> BlockSpec:
     return BlockSpec(f"{type(layer).__name__.lower()} {index}", lambda: block, given=block)
 
 
-def infer_shapes(network: Network, shape: tuple[int, ...], first: int = 0) -> list[BlockShape]:
+def infer_shapes(network: Network, shape: tuple[int, ...]) -> list[BlockShape]:
     """Shapes and cost of every block for one sample of `shape`, on copies without data; draws no random number.
 
-    Raises ConfigError if a block does not take what the one before hands on (`first` is the index of the first).
+    Raises ConfigError if a block does not take what the one before hands on.
     """
     shapes = []
-    for index, spec in enumerate(network, start=first):
+    for index, spec in enumerate(network):
         try:
             shapes.append(_infer(spec, shape))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ConfigError(
-                f"block {index} ({spec.name}) does not take input of shape {list(shape)}: {reason}; "
+                f"block {index} ({spec.name}) does not take input of shape {list(shape)}: {first_line(error)}; "
                 "change the block or the one before it"
             ) from error
         shape = shapes[-1].outputs

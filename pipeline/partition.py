@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -63,20 +64,17 @@ def arithmetic_costs(config: TrainConfig, shapes: Sequence[BlockShape], classes:
 
     Local learning is forward and weight gradient; the head and global backpropagation add the input gradient.
     """
-    backprop = config.loss.startswith("glob") or config.locality == "group"
-    local = config.loss.removeprefix("glob").removeprefix("+")
+    backprop = config.backpropagates or config.locality == "group"
     costs = []
     for index, shape in enumerate(shapes):
         passes = 3 if backprop and index > 0 else 2
         output = index == len(shapes) - 1
-        costs.append(float(passes * shape.macs + (0 if output else 3 * _head_macs(local, shape, config, classes))))
+        costs.append(float(passes * shape.macs + (0 if output else 3 * _head_macs(shape, config, classes))))
     return costs
 
 
-def _head_macs(loss: str, shape: BlockShape, config: TrainConfig, classes: int) -> int:
-    features, macs = 1, 0
-    for side in shape.features:
-        features *= side
+def _head_macs(shape: BlockShape, config: TrainConfig, classes: int) -> int:
+    loss, features, macs = config.local_loss, math.prod(shape.features), 0
     if "sim" in loss and not loss.endswith("-bio"):
         # 3x3 convolution with as many maps; a square matrix for flat activations
         macs += 9 * shape.features[0] * features if len(shape.features) == 3 else features * features

@@ -12,6 +12,7 @@ from pipeline.config import TrainConfig
 from pipeline.local import LocalBlock, Numerics, create_loss
 from pipeline.models import BlockShape, Network, build_block
 from pipeline.packet import Packet
+from pipeline.partition import members
 
 __all__ = ["Stage", "build_stage"]
 
@@ -122,14 +123,12 @@ def build_stage(
         index: of the stage.
         numerics: device and formats.
     """
-    first = sum(split[:index])
-    members = range(first, first + split[index])
-    chain = config.loss.startswith("glob")
+    own, chain = members(split)[index], config.backpropagates
     group = config.locality == "group"
     blocks = []
-    for i in members:
+    for i in own:
         output = i == len(network) - 1
-        loss = create_loss(config, i, shapes[i].features, classes, output=output, group_end=i == members[-1])
+        loss = create_loss(config, i, shapes[i].features, classes, output=output, group_end=i == own[-1])
         blocks.append(
             LocalBlock(
                 i,
@@ -137,8 +136,8 @@ def build_stage(
                 loss,
                 config,
                 numerics,
-                gradient_in=(chain and not output) or (group and i != members[-1]),
-                gradient_out=(chain and i > 0) or (group and i != members[0]),
+                gradient_in=(chain and not output) or (group and i != own[-1]),
+                gradient_out=(chain and i > 0) or (group and i != own[0]),
             )
         )
     return Stage(index, blocks, config, last=index == len(split) - 1)

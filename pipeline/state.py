@@ -81,23 +81,18 @@ def _publish(block: LocalBlock, control: Control) -> None:
     """Send a block's state to process 0, its description first."""
     if control.rank == 0:
         return
-    state, inference = block.full_state(), block.inference_state()
-    names = sorted(state)
-    described = [
-        [name, str(state[name].dtype).removeprefix("torch."), list(state[name].shape), name in inference]
-        for name in names
-    ]
+    tensors = _tensors(block)
+    described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), kept] for name, x, kept in tensors]
     control.publish(f"state/{block.index}", described)
     control.read(f"collect/{block.index}", 0)  # process 0 may still wait for a slower stage
-    for name in names:
-        dist.send(state[name].detach().to("cpu").contiguous(), 0)
+    for _, tensor, _ in tensors:
+        dist.send(tensor, 0)
 
 
 def _receive(index: int, owner: int, own: LocalBlock | None, control: Control) -> list[tuple[str, Tensor, bool]]:
     """A block's state in sorted order: name, CPU tensor, whether it belongs to the inference network."""
     if own is not None:
-        state, inference = own.full_state(), own.inference_state()
-        return [(name, state[name].detach().to("cpu").contiguous(), name in inference) for name in sorted(state)]
+        return _tensors(own)
     control.publish(f"collect/{index}", True)
     received = []
     for name, dtype, shape, inference in control.read(f"state/{index}", owner):
@@ -105,3 +100,9 @@ def _receive(index: int, owner: int, own: LocalBlock | None, control: Control) -
         dist.recv(tensor, owner)
         received.append((name, tensor, inference))
     return received
+
+
+def _tensors(block: LocalBlock) -> list[tuple[str, Tensor, bool]]:
+    """What `_receive` returns, of a block of this process."""
+    state, inference = block.full_state(), block.inference_state()
+    return [(name, state[name].detach().to("cpu").contiguous(), name in inference) for name in sorted(state)]

@@ -140,9 +140,7 @@ def run(config: RunConfig, options: Options) -> TrainResult:
 
 def _effective(config: RunConfig, train_config: TrainConfig) -> RunConfig:
     """The configuration with every automatic value replaced by what it came to."""
-    nonlinearity = config.model.nonlinearity
-    if nonlinearity == "auto":
-        nonlinearity = "leaky_relu" if "sim" in train_config.loss else "relu"
+    nonlinearity = config.model.nonlinearity_for(train_config.loss)
     return replace(config, model=replace(config.model, nonlinearity=nonlinearity), train=train_config)
 
 

@@ -103,7 +103,7 @@ class Worker:
         self._samples = 0
         self._published = 0.0
         self._started = time.perf_counter()
-        self._locked = config.loss.startswith("glob")
+        self._locked = config.backpropagates
 
     def run(self) -> None:
         """Work until the stop packet has been handed on, and has come back where gradients do."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch._C._distributed_c10d import TCPStore
 
-__all__ = ["ROOT", "Finished", "spawn"]
+__all__ = ["ROOT", "Finished", "call", "spawn"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +26,19 @@ class Finished:
     status: int
     stdout: str
     stderr: str
+
+
+def call(*command: str | Path, cwd: Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run one Python command from `cwd` to its end and keep what it prints."""
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 def spawn(arguments: Sequence[str], world_size: int, timeout_s: float, cwd: Path = ROOT) -> list[Finished]:

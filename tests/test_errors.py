@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT, Finished, spawn
+from tests.processes import ROOT, Finished, call, spawn
 
 SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
 
@@ -138,15 +135,8 @@ _LAUNCH = (
 
 @pytest.mark.parametrize("flags", ["--epochs 0", "--dataset mnist --data-dir nowhere"])
 def test_a_real_torchrun_reports_status_2_and_shows_the_line_once(folder: Path, flags: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", SCRIPT, *flags.split()],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    done = call(*torchrun, SCRIPT, *flags.split(), cwd=folder)
     assert done.returncode == 1, "torchrun turns every failure into status 1"
     assert done.stderr.count("error: --epochs is 0") + done.stderr.count("error: mnist") == 1, done.stderr
     assert re.findall(r"exitcode +: (-?\d+)", done.stderr) == ["2"] * 3, done.stderr

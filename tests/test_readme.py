@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from pipeline.flags import _parser
-from tests.processes import ROOT, spawn
+from tests.processes import ROOT, call, spawn
 
 README = (ROOT / "README.md").read_text()
 
@@ -26,15 +23,8 @@ def test_the_library_example_has_at_most_15_lines() -> None:
 def test_the_library_example_runs_as_written(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example())
-    done = subprocess.run(
-        [sys.executable, script],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = call(script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"test error \d+\.\d %\n", done.stdout)
     assert not [p for p in tmp_path.iterdir() if p != script]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.partition import members
-from pipeline.trace import Span, read_chrome
+from pipeline.trace import Span, read_chrome, spans_of
 from tests.processes import spawn
 from tests.slow_stage_run import DEPTH, SPLIT
 
@@ -24,9 +24,7 @@ class Run:
 
     def find(self, stage: int, name: str, lane: str = "compute") -> dict[int, Span]:
         """Training spans by step."""
-        return {
-            s.step: s for s in self.spans if (s.stage, s.name, s.lane) == (stage, name, lane) and s.kind == "train"
-        }
+        return {s.step: s for s in spans_of(self.spans, stage=stage, name=name, lane=lane, kind="train")}
 
 
 def trace(folder: Path, slowed: int) -> Run:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from pipeline.config import RunConfig, read_toml
 from pipeline.state import digest
 from pipeline.training import Options, run
 from tests.exactness_cases import BASE, vary
-from tests.processes import ROOT, spawn
+from tests.processes import ROOT, call, spawn
 
 SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
 QUICK = ["--epochs", "1", "--train-limit", "100", "--test-limit", "50", "--width", "0.125", "--hidden-units", "16"]
@@ -232,15 +230,7 @@ def test_processes_with_different_networks_are_refused(tmp_path: Path) -> None:
 
 
 def command(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *flags],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    return call(SCRIPT, *flags, cwd=cwd)
 
 
 def test_the_command_trains_and_writes_its_folder(tmp_path: Path) -> None:
@@ -256,17 +246,9 @@ def test_the_command_trains_and_writes_its_folder(tmp_path: Path) -> None:
 def test_torchrun_gives_the_weights_of_one_process(tmp_path: Path) -> None:
     """The two commands of the README, on a small network."""
     flags = [SCRIPT, *QUICK, "--threads", "1", "--output"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
-    for start, folder in (([sys.executable], "one"), (torchrun, "four")):
-        done = subprocess.run(
-            [*start, *flags, folder],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
+    for start, folder in (([], "one"), (torchrun, "four")):
+        done = call(*start, *flags, folder, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     one, four = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "four"))
     assert (one["processes"], four["processes"], len(four["stage"])) == (1, 4, 4)
