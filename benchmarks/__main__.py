@@ -12,35 +12,53 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.crew import CrewError
 from benchmarks.report import Result, publish
+from pipeline.errors import PipelineError
 
 __all__ = ["EXPERIMENTS", "main"]
 
 EXPERIMENTS = {
+    "throughput": "samples a second of local learning and of global backprop in all its forms, on the same cores",
+    "schedule": "utilisation of 2 to 16 emulated stages, ours and torch's schedules, with jitter and imbalance",
+    "time-to-accuracy": "test error against seconds of training, on Fashion-MNIST and CIFAR-10",
+    "memory": "activations held and process memory against depth, width and batch",
+    "scaling": "cost against blocks, width, batch and stages",
+    "queue": "latency and bandwidth of a queue, and what a hand-over costs its stage",
+    "heads": "cheaper similarity heads: test error and time of a step against the paper's",
     "input": "augmented images a second on one core",
 }
-"""Name, which is that of the module in this package, and what it measures."""
+"""Name, which is that of the module in this package with underscores, and what it measures."""
 
 _RESULTS = Path(__file__).resolve().parent / "results"  # kept in git
 _QUICK = Path("runs") / "benchmarks"  # not kept: a quick run must not replace a real one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 2 no such experiment."""
+    """Run the command line; 0 done, 1 an experiment ended early, 2 no such experiment."""
     options = _parse(arguments)
     if options.name == "list":
         for name, description in EXPERIMENTS.items():
-            print(f"{name:12} {description}")
+            print(f"{name:17} {description}")
         return 0
     if options.name not in EXPERIMENTS:
         known = ", ".join(EXPERIMENTS)
         print(f"error: there is no experiment {options.name!r}; choose list or one of {known}", file=sys.stderr)
         return 2
-    run: Callable[[bool], Result] = importlib.import_module(f"benchmarks.{options.name}").run
+    run: Callable[[bool], Result] = importlib.import_module(_module(options.name)).run
     command = f"python -m benchmarks {options.name}" + (" --quick" if options.quick else "")
     folder = options.output or (_QUICK if options.quick else _RESULTS)
-    print(publish(options.name, command, run(options.quick), folder))
+    try:
+        result = run(options.quick)
+    except (CrewError, PipelineError) as error:
+        print(f"error: {options.name} ended early: {error}", file=sys.stderr)
+        return 1
+    print(publish(options.name, command, result, folder))
     return 0
+
+
+def _module(name: str) -> str:
+    return f"benchmarks.{name.replace('-', '_')}"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.report import Figure, Result, Row, at_least, summarize
+from benchmarks.figures import Figure, summarize
+from benchmarks.report import Result, Row, at_least, bars
 from pipeline.augment import Augmentation, augment, normalize
 from pipeline.config import DataConfig
 from pipeline.data import Batches
@@ -40,7 +41,7 @@ def run(quick: bool) -> Result:
         ]
     name = "augmented images a second, one thread"
     targets = [at_least(name, WANTED, rows[0].figures["images_per_second"])]
-    return Result(rows, targets, plotted="images_per_second")
+    return Result(rows, targets, bars("images_per_second", rows))
 
 
 def _row(label: str, step: Callable[[], object], quick: bool) -> Row:

@@ -6,33 +6,23 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Figure", "Result", "Row", "Target", "at_least", "at_most", "publish", "summarize"]
+from benchmarks.figures import Figure
+from benchmarks.pictures import Bars, Picture, draw
+
+__all__ = ["Result", "Row", "Target", "at_least", "at_most", "bars", "publish"]
 
 SCHEMA = 1
 _PACKAGES = ("torch", "torchvision", "numpy")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured quantity over its repetitions."""
-
-    median: float
-    minimum: float
-    maximum: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -60,16 +50,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Result:
-    """All that an experiment reports. `plotted` names the figure that the picture shows."""
+    """All that an experiment reports: its rows, what was hoped for, and a picture of it."""
 
     rows: Sequence[Row]
     targets: Sequence[Target]
-    plotted: str
-
-
-def summarize(values: Sequence[float]) -> Figure:
-    """The figure of repeated measurements, at least one."""
-    return Figure(statistics.median(values), min(values), max(values), len(values))
+    picture: Picture
 
 
 def at_least(name: str, wanted: float, figure: Figure) -> Target:
@@ -80,6 +65,11 @@ def at_least(name: str, wanted: float, figure: Figure) -> Target:
 def at_most(name: str, wanted: float, figure: Figure) -> Target:
     """A target met where the median is no larger."""
     return Target(name, f"at most {wanted:g}", figure.median, figure.median <= wanted)
+
+
+def bars(figure: str, rows: Sequence[Row]) -> Bars:
+    """The picture of one figure over the rows that have it."""
+    return Bars(figure.replace("_", " "), {row.label: row.figures[figure] for row in rows if figure in row.figures})
 
 
 def publish(name: str, command: str, result: Result, folder: Path) -> Path:
@@ -97,7 +87,7 @@ def publish(name: str, command: str, result: Result, folder: Path) -> Path:
     }
     path = folder / f"{name}.json"
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    _draw(name, result, folder / f"{name}.png")
+    draw(name, result.picture, folder / f"{name}.png")
     _print(name, result)
     return path
 
@@ -135,25 +125,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _draw(name: str, result: Result, path: Path) -> None:
-    """Medians as bars, least to greatest as whiskers."""
-    shown = [(row.label, row.figures[result.plotted]) for row in result.rows if result.plotted in row.figures]
-    figures = [figure for _, figure in shown]
-    with matplotlib.rc_context({"font.size": 9}):
-        canvas = Canvas(figsize=(7, 1.2 + 0.4 * len(shown)), layout="constrained")
-        axes = canvas.add_subplot()
-        spread = [[f.median - f.minimum for f in figures], [f.maximum - f.median for f in figures]]
-        axes.barh([label for label, _ in shown], [f.median for f in figures], xerr=spread, capsize=3)
-        axes.invert_yaxis()
-        axes.set_xlabel(result.plotted.replace("_", " "))
-        axes.set_title(f"{name}: median, least and greatest of n = {_counts(figures)}")
-        canvas.savefig(path, dpi=150)
-
-
-def _counts(figures: Sequence[Figure]) -> str:
-    return " to ".join(str(n) for n in sorted({min(f.n for f in figures), max(f.n for f in figures)}))
 
 
 def _print(name: str, result: Result) -> None:

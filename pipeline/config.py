@@ -19,6 +19,7 @@ __all__ = [
     "NONLINEARITIES",
     "OPTIMIZERS",
     "PRECISIONS",
+    "SIMILARITY_HEADS",
     "WIRES",
     "DataConfig",
     "ModelConfig",
@@ -36,6 +37,7 @@ LOSSES = (
 )
 NONLINEARITIES = ("auto", "relu", "leaky_relu")
 OPTIMIZERS = ("adam", "amsgrad", "sgd")
+SIMILARITY_HEADS = ("conv", "pool-2", "pool-4", "stride-4", "grouped-8", "none")
 LOCALITIES = ("block", "group")
 PRECISIONS = ("fp32", "bf16")
 WIRES = ("auto", "fp32", "bf16", "fp16")
@@ -152,6 +154,8 @@ class TrainConfig:
     """Most inputs of a local classifier; feature maps are average-pooled down to it."""
     target_projection: int = 128
     """Length of the fixed random projection of the targets in the -bio losses."""
+    similarity_head: str = "conv"
+    """What stands before the similarity matrix: the paper's 3x3 convolution, or a cheaper layer."""
     locality: str = "block"
     """block: every block has its local loss; group: one at the end of each stage, backprop inside it."""
     epochs: int = 10
@@ -200,6 +204,7 @@ class TrainConfig:
         _number(self, "beta", low=0.0, high=1.0)
         _number(self, "decoder_dim", low=1)
         _number(self, "target_projection", low=1)
+        _choice(self, "similarity_head", SIMILARITY_HEADS)
         _choice(self, "locality", LOCALITIES)
         _number(self, "epochs", low=1)
         _number(self, "batch_size", low=2)
@@ -218,6 +223,11 @@ class TrainConfig:
             raise ConfigError(f"--momentum {self.momentum:g} needs --optimizer sgd, not {self.optimizer}")
         if self.momentum >= 1:
             raise ConfigError(f"--momentum is {self.momentum:g}; give 0 up to below 1")
+        if self.similarity_head != "conv" and ("sim" not in self.loss or self.loss.endswith("-bio")):
+            raise ConfigError(
+                f"--similarity-head {self.similarity_head} needs a loss with a similarity head, not {self.loss}; "
+                "choose sim, predsim, glob+sim or glob+predsim"
+            )
         if self.locality == "group" and self.backpropagates:
             raise ConfigError(f"--locality group needs a local loss, not {self.loss}; choose pred, sim or predsim")
 

@@ -13,6 +13,7 @@ from pipeline.config import (
     NONLINEARITIES,
     OPTIMIZERS,
     PRECISIONS,
+    SIMILARITY_HEADS,
     WIRES,
     RunConfig,
     override,
@@ -143,6 +144,9 @@ def _method_flags(add: _Add) -> None:
     add("--beta", type=_number, metavar="F", help="weight of sim in predsim, 0 to 1 (0.99; 0.01 for predsim-bio)")
     add("--decoder-dim", type=_whole, metavar="N", help="most inputs of a local classifier (4096)")
     add("--target-projection", type=_whole, metavar="N", help="length of the -bio target projection (128)")
+    add(
+        "--similarity-head", metavar="NAME", help=f"before the similarity matrix: {', '.join(SIMILARITY_HEADS)} (conv)"
+    )
     add("--locality", metavar="KIND", help=f"{' or '.join(LOCALITIES)}: a local loss a block, or one a stage (block)")
 
 

@@ -121,6 +121,7 @@ def create_loss(
             beta=config.beta,
             decoder_dim=config.decoder_dim,
             target_projection=config.target_projection,
+            similarity_head=config.similarity_head,
         )
 
 

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "AveragePool",
     "FeedbackLinear",
     "LocalLoss",
     "OutputLoss",
     "Pooling",
     "create_local_loss",
     "decoder_pooling",
+    "similarity_macs",
     "similarity_matrix",
     "spatial_std",
 ]
@@ -103,6 +105,41 @@ class FeedbackLinear(nn.Module):
             return cast(Tensor, _FeedbackAlignment.apply(x, self.weight, self.bias, self.feedback))
 
 
+class _AveragePool(torch.autograd.Function):
+    """Average pooling without overlap. Its own backward, because torch's fills a map in NCHW and copies it to
+    channels_last on a CPU, at a fifth of a narrow network's step; spreading the means out is one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, kernel: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+        ctx.shape, ctx.kernel, ctx.padding = h.shape, kernel, padding
+        return F.avg_pool2d(h, kernel, kernel, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (kh, kw), (ph, pw) = ctx.kernel, ctx.padding
+        b, c, height, width = ctx.shape
+        means = (gradients[0] / (kh * kw)).permute(0, 2, 3, 1).contiguous()
+        rows, columns = means.shape[1:3]
+        spread = means[:, :, None, :, None].expand(b, rows, kh, columns, kw, c).reshape(b, rows * kh, columns * kw, c)
+        crop = (-pw, width + pw - columns * kw, -ph, height + ph - rows * kh)  # negative: cut off, else zeros
+        grad = F.pad(spread, (0, 0, *crop)) if any(crop) else spread
+        return grad.permute(0, 3, 1, 2), None, None
+
+
+class AveragePool(nn.Module):
+    """Average pooling without overlap, [B, C, H, W] -> [B, C, H', W']. Padded zeros count, as in the reference."""
+
+    def __init__(self, kernel: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> None:
+        super().__init__()
+        self.kernel, self.padding = kernel, padding
+
+    def forward(self, h: Tensor) -> Tensor:
+        return cast(Tensor, _AveragePool.apply(h, self.kernel, self.padding))
+
+    def extra_repr(self) -> str:
+        return f"kernel={self.kernel}, padding={self.padding}"
+
+
 @dataclass(frozen=True)
 class Pooling:
     """Average pooling before a local classifier; a kernel of (1, 1) is none."""
@@ -111,10 +148,8 @@ class Pooling:
     padding: tuple[int, int]
 
     def module(self) -> nn.Module:
-        """The pooling layer. Padded zeros count, so edge means are damped, as in the reference."""
-        if self.kernel == (1, 1):
-            return nn.Identity()
-        return nn.AvgPool2d(self.kernel, stride=self.kernel, padding=self.padding)
+        """The pooling layer."""
+        return nn.Identity() if self.kernel == (1, 1) else AveragePool(self.kernel, self.padding)
 
     def outputs(self, channels: int, height: int, width: int) -> int:
         """Features after pooling and flattening."""
@@ -213,7 +248,14 @@ class OutputLoss(nn.Module):
 
 
 def create_local_loss(
-    name: str, shape: tuple[int, ...], classes: int, *, beta: float, decoder_dim: int, target_projection: int
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    beta: float,
+    decoder_dim: int,
+    target_projection: int,
+    similarity_head: str = "conv",
 ) -> LocalLoss:
     """The local loss `name` (pred, sim, predsim or a -bio variant) with a head sized for an activation.
 
@@ -224,6 +266,7 @@ def create_local_loss(
         beta: weight of similarity in predsim.
         decoder_dim: most inputs of the classifier.
         target_projection: P, for the -bio variants.
+        similarity_head: what stands before the similarity matrix, one of `config.SIMILARITY_HEADS`.
     """
     kind, _, variant = name.partition("-")
     bio = variant == "bio"
@@ -237,19 +280,63 @@ def create_local_loss(
         decoder = FeedbackLinear(features, target_projection) if bio else _zero_weight(nn.Linear(features, classes))
     similarity: nn.Module | None = None
     if "sim" in kind:
-        similarity = _similarity_head(shape, pooling, bio)
+        similarity = pooling.module() if bio else _similarity_head(shape, similarity_head)
     projection = nn.Linear(classes, target_projection, bias=False).weight.detach() if bio else None
     return LocalLoss(
         classes, decoder=decoder, similarity=similarity, pool=pooling.module(), beta=beta, projection=projection
     )
 
 
-def _similarity_head(shape: tuple[int, ...], pooling: Pooling, bio: bool) -> nn.Module:
-    """3x3 convolution for feature maps, linear for others; without weights in -bio, where maps are pooled."""
-    if len(shape) == 3:
-        return pooling.module() if bio else nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False)
+@dataclass(frozen=True)
+class _Saving:
+    """How a similarity head on feature maps is made cheaper than the paper's: less space, or fewer connections."""
+
+    pool: int = 1
+    stride: int = 1
+    groups: int = 1
+
+    @classmethod
+    def named(cls, name: str, channels: int, side: int) -> _Saving:
+        """Of a name in `config.SIMILARITY_HEADS` other than `none`, on maps whose shorter side is `side`."""
+        kind, _, factor = name.partition("-")
+        if kind == "grouped":
+            return cls(groups=math.gcd(channels, int(factor)))
+        return cls() if kind == "conv" else cls(**{kind: _step(side, int(factor))})
+
+
+def _similarity_head(shape: tuple[int, ...], name: str) -> nn.Module:
+    """The layer before the similarity matrix, by its name in `config.SIMILARITY_HEADS`.
+
+    The paper's is a 3x3 convolution with as many maps as the block, or a square matrix for flat activations. The
+    cheap ones save on space, and leave flat activations the square matrix; `none` has no weights at all.
+    """
+    if len(shape) != 3:
+        features = math.prod(shape)
+        matrix = nn.Linear(features, features, bias=False)
+        return nn.Flatten() if name == "none" else nn.Sequential(nn.Flatten(), matrix)
+    if name == "none":
+        return nn.Identity()
+    channels, saving = shape[0], _Saving.named(name, shape[0], min(shape[1:]))
+    convolution = nn.Conv2d(channels, channels, 3, stride=saving.stride, padding=1, groups=saving.groups, bias=False)
+    return convolution if saving.pool == 1 else nn.Sequential(AveragePool((saving.pool, saving.pool)), convolution)
+
+
+def similarity_macs(shape: tuple[int, ...], name: str) -> int:
+    """Multiply-accumulates of one sample in the similarity head `name` on activations of `shape`."""
     features = math.prod(shape)
-    return nn.Flatten() if bio else nn.Sequential(nn.Flatten(), nn.Linear(features, features, bias=False))
+    if name == "none":
+        return 0
+    if len(shape) != 3:
+        return features * features
+    channels, height, width = shape
+    saving = _Saving.named(name, channels, min(height, width))
+    rows, columns = (-(-(side // saving.pool) // saving.stride) for side in (height, width))
+    return 9 * channels * (channels // saving.groups) * rows * columns
+
+
+def _step(side: int, wanted: int) -> int:
+    """The largest of wanted, wanted / 2, ... 1 that leaves at least two of `side` rows: a deviation needs two."""
+    return wanted if wanted == 1 or side // wanted >= 2 else _step(side, wanted // 2)
 
 
 def _zero_weight(layer: nn.Linear) -> nn.Linear:

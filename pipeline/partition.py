@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from pipeline.config import TrainConfig
+from pipeline.losses import similarity_macs
 from pipeline.models import BlockShape
 
 __all__ = ["arithmetic_costs", "balance", "members", "shares"]
@@ -76,8 +77,7 @@ def arithmetic_costs(config: TrainConfig, shapes: Sequence[BlockShape], classes:
 def _head_macs(shape: BlockShape, config: TrainConfig, classes: int) -> int:
     loss, features, macs = config.local_loss, math.prod(shape.features), 0
     if "sim" in loss and not loss.endswith("-bio"):
-        # 3x3 convolution with as many maps; a square matrix for flat activations
-        macs += 9 * shape.features[0] * features if len(shape.features) == 3 else features * features
+        macs += similarity_macs(shape.features, config.similarity_head)
     if "pred" in loss:
         outputs = config.target_projection if loss.endswith("-bio") else classes
         macs += min(features, config.decoder_dim) * outputs

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.config import TrainConfig
 from pipeline.control import Control
 from pipeline.errors import ConfigError
@@ -165,7 +166,11 @@ def connect(config: TrainConfig) -> World:
 
 @contextmanager
 def reproducible(config: TrainConfig, threads: int, device: torch.device) -> Iterator[None]:
-    """Set threads, deterministic algorithms and cuDNN for a run, keep the caller's random numbers, restore all."""
+    """Set threads, deterministic algorithms and cuDNN for a run, keep the caller's random numbers, restore all.
+
+    Only the allocator's setting stays: it changes no result, and cannot be read back.
+    """
+    keep_freed_memory()
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     devices = [device] if device.type == "cuda" else []
     if config.deterministic:

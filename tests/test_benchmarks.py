@@ -13,7 +13,9 @@ import pytest
 
 from benchmarks import report
 from benchmarks.__main__ import EXPERIMENTS, main
-from benchmarks.report import Result, Row, at_least, at_most, publish, summarize
+from benchmarks.figures import ratio, summarize
+from benchmarks.pictures import Curves, draw
+from benchmarks.report import Result, Row, at_least, at_most, bars, publish
 
 
 def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +35,18 @@ def test_figures_are_median_least_greatest_and_count() -> None:
     assert (figure.median, figure.minimum, figure.maximum, figure.n) == (2.5, 1.0, 10.0, 4)
 
 
+def test_ratios_are_taken_round_by_round() -> None:
+    # Both double in the second round, as on a busy machine: the ratio stays.
+    figure = ratio([1.0, 2.0, 1.2], [2.0, 4.0, 2.0])
+    assert (figure.median, figure.minimum, figure.maximum, figure.n) == (0.5, 0.5, 0.6, 3)
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    panel = {f"curve {index}": [(1.0, 2.0 + index), (2.0, 4.0 + index)] for index in range(12)}
+    draw("trial", Curves("blocks", "seconds", {"one": panel, "two": panel}, logarithmic=True), tmp_path / "trial.png")
+    assert (tmp_path / "trial.png").stat().st_size > 5000
+
+
 def test_targets_judge_the_median() -> None:
     figure = summarize([1.0, 2.0, 9.0])
     assert at_least("a", 2, figure).met and not at_least("a", 2.1, figure).met
@@ -44,7 +58,8 @@ def test_report_holds_the_promised_keys_and_not_the_name_of_the_host(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = Row("one", {"batch": 8}, {"seconds": summarize([1.0, 2.0, 3.0])})
-    result = Result([row, Row("without figures")], [at_most("time", 1.5, row.figures["seconds"])], "seconds")
+    rows = [row, Row("without figures")]
+    result = Result(rows, [at_most("time", 1.5, row.figures["seconds"])], bars("seconds", rows))
     path = publish("trial", "python -m benchmarks trial", result, tmp_path / "new" / "folder")
     text = path.read_text(encoding="utf-8")
     found = json.loads(text)

@@ -1,0 +1,29 @@
+"""A measured quantity: median, least and greatest of its repetitions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Figure", "ratio", "summarize"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured quantity over its repetitions."""
+
+    median: float
+    minimum: float
+    maximum: float
+    n: int
+
+
+def summarize(values: Sequence[float]) -> Figure:
+    """The figure of repeated measurements, at least one."""
+    return Figure(statistics.median(values), min(values), max(values), len(values))
+
+
+def ratio(values: Sequence[float], references: Sequence[float]) -> Figure:
+    """The figure of `values / references`, round by round: what disturbs a whole round falls out."""
+    return summarize([value / reference for value, reference in zip(values, references, strict=True)])
