@@ -1,7 +1,7 @@
 """Runs one named experiment and writes what it found.
 
 python -m benchmarks list
-python -m benchmarks NAME [--quick] [--output DIR]
+python -m benchmarks NAME [--quick] [--data-dir DIR] [--output DIR]
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ EXPERIMENTS = {
 }
 """Name, which is that of the module in this package with underscores, and what it measures."""
 
+_WITH_DATA = {"time-to-accuracy", "heads"}
+"""Those that read real data; their quick form does without."""
+
 _RESULTS = Path(__file__).resolve().parent / "results"  # kept in git
 _QUICK = Path("runs") / "benchmarks"  # not kept: a quick run must not replace a real one
 
@@ -45,11 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(EXPERIMENTS)
         print(f"error: there is no experiment {options.name!r}; choose list or one of {known}", file=sys.stderr)
         return 2
-    run: Callable[[bool], Result] = importlib.import_module(_module(options.name)).run
+    run: Callable[..., Result] = importlib.import_module(_module(options.name)).run
+    data = {"data_dir": options.data_dir} if options.name in _WITH_DATA else {}
     command = f"python -m benchmarks {options.name}" + (" --quick" if options.quick else "")
     folder = options.output or (_QUICK if options.quick else _RESULTS)
     try:
-        result = run(options.quick)
+        result = run(options.quick, **data)
     except (CrewError, PipelineError) as error:
         print(f"error: {options.name} ended early: {error}", file=sys.stderr)
         return 1
@@ -64,7 +68,8 @@ def _module(name: str) -> str:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Named experiments.")
     parser.add_argument("name", metavar="NAME", help=f"list, or one of {', '.join(EXPERIMENTS)}")
-    parser.add_argument("--quick", action="store_true", help="a rough figure within seconds")
+    parser.add_argument("--quick", action="store_true", help="a rough figure within minutes")
+    parser.add_argument("--data-dir", default="./data", metavar="DIR", help="root in torchvision's layout (./data)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for NAME.json and NAME.png")
     return parser.parse_args(arguments)
 

@@ -29,6 +29,11 @@ FLAGS: list[tuple[str, str]] = [
     ("--model vgg7", r"--model is 'vgg7'; choose one of mlp, vgg6a"),
     ("--optimizer lion", r"--optimizer is 'lion'; choose one of adam, amsgrad, sgd"),
     ("--momentum 0.9", r"--momentum 0\.9 needs --optimizer sgd, not adam"),
+    ("--similarity-head mean", r"--similarity-head is 'mean'; choose one of conv, pool-2, .*none"),
+    (
+        "--similarity-head pool-4 --loss pred",
+        r"--similarity-head pool-4 needs a loss with a similarity head, not pred",
+    ),
     ("--locality group --loss glob", r"--locality group needs a local loss, not glob"),
     ("--nonlinearity tanh", r"--nonlinearity is 'tanh'; choose one of auto, relu, leaky_relu"),
     ("--width 0", r"--width is 0\.0; give a finite number above 0"),

@@ -6,15 +6,19 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.config import SIMILARITY_HEADS
 from pipeline.losses import (
+    AveragePool,
     FeedbackLinear,
     LocalLoss,
     OutputLoss,
     create_local_loss,
     decoder_pooling,
+    similarity_macs,
     similarity_matrix,
     spatial_std,
 )
@@ -41,6 +45,32 @@ def test_spatial_std_equals_torch_with_its_gradient(channels_last: bool) -> None
     (theirs.std(dim=(2, 3)) * weights).sum().backward()
     torch.testing.assert_close(spatial_std(x), x.std(dim=(2, 3)))
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("side", "kernel", "padding"),
+    [(8, (4, 2), (0, 0)), (28, (16, 8), (8, 4)), (7, (4, 4), (2, 2)), (3, (2, 1), (0, 0)), (9, (4, 4), (0, 0))],
+)
+def test_average_pool_equals_torch_with_its_gradient(
+    side: int, kernel: tuple[int, int], padding: tuple[int, int], channels_last: bool
+) -> None:
+    x = torch.randn(3, 5, side, side, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pooled, expected = AveragePool(kernel, padding)(ours), nn.AvgPool2d(kernel, kernel, padding)(theirs)
+    torch.testing.assert_close(pooled, expected)
+    weights = torch.randn_like(expected)
+    (pooled * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert ours.grad is not None and ours.grad.shape == ours.shape
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_gradient_of_average_pool_needs_no_copy_to_channels_last() -> None:
+    x = torch.randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    AveragePool((4, 4))(x).sum().backward()
+    assert x.grad is not None and x.grad.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_similarity_is_the_centred_cosine() -> None:
@@ -197,3 +227,32 @@ def test_edge_cases_give_finite_values_and_gradients(name: str, shape: tuple[int
 def test_the_output_loss_carries_its_scale() -> None:
     scores, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     torch.testing.assert_close(OutputLoss(0.25)(scores, labels)[0], 0.25 * F.cross_entropy(scores, labels))
+
+
+@pytest.mark.parametrize("name", SIMILARITY_HEADS)
+@pytest.mark.parametrize("shape", [(16, 32, 32), (16, 14, 14), (12, 7, 5), (8, 2, 2), (8, 1, 1), (20,)])
+def test_every_similarity_head_learns_and_costs_what_it_says(name: str, shape: tuple[int, ...]) -> None:
+    loss = create_local_loss("sim", shape, 5, beta=0.99, decoder_dim=64, target_projection=16, similarity_head=name)
+    h, labels = random_batch(shape)
+    assert loss.similarity is not None
+    with FlopCounterMode(display=False) as counter:
+        maps = loss.similarity(h.detach())
+    assert counter.get_total_flops() == 2 * len(labels) * similarity_macs(shape, name)
+    assert len(shape) != 3 or shape[1] < 2 or maps.shape[2] >= 2, "a spatial deviation needs two rows"
+    value, _ = loss(h, labels)
+    value.backward()
+    assert h.grad is not None and torch.isfinite(h.grad).all() and h.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.similarity.parameters())
+
+
+def test_the_heads_save_what_their_names_say() -> None:
+    macs = {name: similarity_macs((64, 32, 32), name) for name in SIMILARITY_HEADS}
+    full = 9 * 64 * 64 * 32 * 32
+    assert macs == {
+        "conv": full,
+        "pool-2": full // 4,
+        "pool-4": full // 16,
+        "stride-4": full // 16,
+        "grouped-8": full // 8,
+        "none": 0,
+    }

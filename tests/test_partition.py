@@ -50,6 +50,8 @@ def test_arithmetic_costs_count_passes_and_heads() -> None:
     output = BlockShape((16,), (10,), (10,), macs=160)
     head = 3 * 9 * 16 * 16 * 64
     assert arithmetic_costs(TrainConfig(loss="sim"), [conv, output], 10) == [2000 + head, 320]
+    cheap = TrainConfig(loss="sim", similarity_head="pool-2")
+    assert arithmetic_costs(cheap, [conv, output], 10) == [2000 + head // 4, 320]
     assert arithmetic_costs(TrainConfig(loss="glob"), [conv, output], 10) == [2000, 480]
     pred = 3 * 16 * 64 * 10
     assert arithmetic_costs(TrainConfig(loss="pred"), [conv, output], 10) == [2000 + pred, 320]

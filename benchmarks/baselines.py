@@ -1,0 +1,190 @@
+"""Global backprop, written as well as torch allows: channels_last, fused optimizer, nothing waits for a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle, get_schedule_class
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.common import (
+    Trained,
+    build_blocks,
+    choose_device,
+    describe,
+    error_percent,
+    open_batches,
+    timed_epochs,
+)
+from benchmarks.crew import Member
+from pipeline.blocks import Block
+from pipeline.config import RunConfig
+from pipeline.data import Batches
+from pipeline.local import create_optimizer
+from pipeline.models import infer_shapes
+from pipeline.partition import arithmetic_costs, balance, members
+
+__all__ = ["SCHEDULES", "chunks_of", "train_backprop", "train_ddp", "train_scheduled"]
+
+SCHEDULES = {"GPipe": 1, "1F1B": 1, "Interleaved1F1B": 2, "ZBVZeroBubble": 2}
+"""torch's schedules that are compared, and the chunks of the network that each of their processes holds."""
+
+
+def train_backprop(member: Member, config: RunConfig) -> Trained:
+    """In one process, with all its threads."""
+    device = choose_device(member, config)
+    batches = open_batches(config, device)
+    model = nn.Sequential(*build_blocks(describe(config, batches), config.train.seed, device))
+    return _train(member, config, batches, device, model, model)
+
+
+def train_ddp(member: Member, config: RunConfig) -> Trained:
+    """Every process has the whole network and an equal part of each batch; gradients are averaged.
+
+    Batch norm sees that part only, so that this is not quite the same training.
+    """
+    device = choose_device(member, config)
+    batches = open_batches(config, device)
+    model = nn.Sequential(*build_blocks(describe(config, batches), config.train.seed, device))
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+    return _train(member, config, batches, device, replica, model)
+
+
+def _train(
+    member: Member, config: RunConfig, batches: Batches, device: torch.device, trained: nn.Module, model: nn.Module
+) -> Trained:
+    optimizer = create_optimizer(config.train, list(model.parameters()), True)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        mine, targets = _part(images, member), _part(labels, member).to(device, non_blocking=True)
+        F.cross_entropy(trained(mine), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return timed_epochs(
+        member,
+        config,
+        batches,
+        device,
+        step=step,
+        set_learning_rate=lambda lr: _set_learning_rate([optimizer], lr),
+        error=lambda: error_percent(model, batches.test(), device),
+    )
+
+
+def _part(x: Tensor, member: Member) -> Tensor:
+    """This process's samples of a batch."""
+    return x.tensor_split(member.size)[member.rank]
+
+
+def _set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+class _Rows(torch.autograd.Function):
+    """The NHWC view of a channels_last map as a tensor of its own on the same memory: zero-bubble schedules detach
+    what a chunk returns in place, which a view forbids."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows = x.permute(0, 2, 3, 1).contiguous()
+        return cast(Tensor, cast(Any, torch.empty(0, dtype=x.dtype, device=x.device)).set_(rows))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].permute(0, 3, 1, 2)
+
+
+class _Chunk(nn.Module):
+    """Consecutive blocks. Feature maps travel as NHWC, because gloo takes contiguous tensors only: a view, no copy."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x.permute(0, 3, 1, 2) if x.ndim == 4 else x)
+        return cast(Tensor, _Rows.apply(out)) if out.ndim == 4 else out
+
+
+def chunks_of(rank: int, processes: int, schedule: str) -> list[int]:
+    """Chunks that a process holds: one; every K-th (interleaved); or both ends of a V (zero bubble V).
+
+    For 2 processes: [0] and [1]; [0, 2] and [1, 3]; [0, 3] and [1, 2].
+    """
+    if SCHEDULES[schedule] == 1:
+        return [rank]
+    last = 2 * processes - 1
+    return [rank, last - rank] if schedule.startswith("ZBV") else [rank, rank + processes]
+
+
+class _Scheduled:
+    """One process's chunks of the network under one of torch's schedules."""
+
+    def __init__(self, member: Member, config: RunConfig, batches: Batches, name: str, microbatches: int) -> None:
+        self.device = choose_device(member, config)
+        self.member, self.network = member, describe(config, batches)
+        self.config = config
+        count = member.size * SCHEDULES[name]
+        shapes = infer_shapes(self.network, tuple(batches.shape))
+        split = balance(arithmetic_costs(config.train, shapes, batches.classes), count)
+        self.mine = chunks_of(member.rank, member.size, name)
+        self.first, self.last = 0 in self.mine, count - 1 in self.mine
+        blocks = build_blocks(self.network, config.train.seed, self.device)
+        self.blocks = {index: blocks[index] for chunk in self.mine for index in members(split)[chunk]}
+        chunks = [_Chunk([self.blocks[index] for index in members(split)[chunk]]) for chunk in self.mine]
+        self.optimizers = [create_optimizer(config.train, list(chunk.parameters()), True) for chunk in chunks]
+        stages: list[Any] = [
+            PipelineStage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)
+        ]
+        kind: Any = get_schedule_class(name)
+        self.schedule: PipelineScheduleSingle | PipelineScheduleMulti = kind(
+            stages[0] if SCHEDULES[name] == 1 else stages, microbatches, loss_fn=F.cross_entropy
+        )
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One batch in microbatches, then one update."""
+        inputs = (images.permute(0, 2, 3, 1).contiguous() if images.ndim == 4 else images,) if self.first else ()
+        targets: dict[str, Any] = {"target": labels.to(self.device)} if self.last else {}
+        self.schedule.step(*inputs, **targets)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def error(self, batches: Batches) -> float:
+        """Test error of the network put together in process 0; the others get it too."""
+        parts: list[Any] = [None] * self.member.size
+        mine = {index: {n: t.cpu() for n, t in block.state_dict().items()} for index, block in self.blocks.items()}
+        dist.gather_object(mine, parts if self.member.rank == 0 else None)
+        told: list[float] = [0.0]
+        if self.member.rank == 0:
+            whole = build_blocks(self.network, self.config.train.seed, self.device)
+            for part in parts:
+                for index, state in part.items():
+                    whole[index].load_state_dict(state)
+            told = [error_percent(nn.Sequential(*whole), batches.test(), self.device)]
+        dist.broadcast_object_list(told)
+        return told[0]
+
+
+def train_scheduled(member: Member, config: RunConfig, name: str, microbatches: int) -> Trained:
+    """In torch's pipeline schedule `name`. Batch norm sees microbatches: not quite the same training."""
+    batches = open_batches(config, choose_device(member, config))
+    scheduled = _Scheduled(member, config, batches, name, microbatches)
+    return timed_epochs(
+        member,
+        config,
+        batches,
+        scheduled.device,
+        step=scheduled.step,
+        set_learning_rate=lambda lr: _set_learning_rate(scheduled.optimizers, lr),
+        error=lambda: scheduled.error(batches),
+    )
