@@ -1,6 +1,7 @@
 """Runs one named experiment and writes what it found.
 
 python -m benchmarks list
+python -m benchmarks tables                 what the README quotes of the kept results
 python -m benchmarks NAME [--quick] [--data-dir DIR] [--output DIR]
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.crew import CrewError
 from benchmarks.report import Result, publish
+from benchmarks.tables import tables
 from pipeline.errors import PipelineError
 
 __all__ = ["EXPERIMENTS", "main"]
@@ -44,9 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, description in EXPERIMENTS.items():
             print(f"{name:17} {description}")
         return 0
+    if options.name == "tables":
+        for name, table in tables(options.output or _RESULTS, tuple(EXPERIMENTS)).items():
+            print(f"<!-- {name} -->\n{table}\n<!-- end {name} -->\n")
+        return 0
     if options.name not in EXPERIMENTS:
         known = ", ".join(EXPERIMENTS)
-        print(f"error: there is no experiment {options.name!r}; choose list or one of {known}", file=sys.stderr)
+        print(
+            f"error: there is no experiment {options.name!r}; choose list, tables or one of {known}", file=sys.stderr
+        )
         return 2
     run: Callable[..., Result] = importlib.import_module(_module(options.name)).run
     data = {"data_dir": options.data_dir} if options.name in _WITH_DATA else {}
@@ -67,7 +75,7 @@ def _module(name: str) -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Named experiments.")
-    parser.add_argument("name", metavar="NAME", help=f"list, or one of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("name", metavar="NAME", help=f"list, tables, or one of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--quick", action="store_true", help="a rough figure within minutes")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="root in torchvision's layout (./data)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for NAME.json and NAME.png")

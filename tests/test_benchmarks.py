@@ -16,6 +16,7 @@ from benchmarks.__main__ import EXPERIMENTS, main
 from benchmarks.figures import ratio, summarize
 from benchmarks.pictures import Curves, draw
 from benchmarks.report import Result, Row, at_least, at_most, bars, publish
+from benchmarks.tables import between_marks, tables
 
 
 def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +40,31 @@ def test_ratios_are_taken_round_by_round() -> None:
     # Both double in the second round, as on a busy machine: the ratio stays.
     figure = ratio([1.0, 2.0, 1.2], [2.0, 4.0, 2.0])
     assert (figure.median, figure.minimum, figure.maximum, figure.n) == (0.5, 0.5, 0.6, 3)
+
+
+def test_tables_quote_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Row("one", {}, {"samples_per_second": summarize([1800.0, 1759.4, 1700.0])}), Row("one: process 0")]
+    targets = [
+        at_least("2. second", 1, rows[0].figures["samples_per_second"]),
+        at_most("1. first", 0.5, ratio([3], [4])),
+    ]
+    publish("throughput", "command", Result(rows, targets, bars("samples_per_second", rows)), tmp_path)
+    capsys.readouterr()
+    assert main(["tables", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert between_marks(printed, "targets").splitlines()[2:] == [
+        "| 1. first | at most 0.5 | 0.75 | **no** | throughput |",
+        "| 2. second | at least 1 | 1,759 | yes | throughput |",
+    ]
+    assert between_marks(printed, "throughput").splitlines()[2:] == ["| one | 1,759 (1,700 to 1,800) |  |"]
+
+
+def test_the_readme_quotes_what_was_measured() -> None:
+    root = Path(__file__).resolve().parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    kept = tables(root / "benchmarks" / "results", tuple(EXPERIMENTS))
+    quoted = {name: between_marks(readme, name) for name in kept}
+    assert quoted == kept, "run `python -m benchmarks tables` and put the tables into README.md"
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:

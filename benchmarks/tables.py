@@ -1,0 +1,98 @@
+"""Markdown tables of kept results: what the README quotes comes from here, not from a keyboard.
+
+`python -m benchmarks tables` prints each between the marks that the README has around it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["between_marks", "number", "tables"]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which figures of an experiment the README shows, and of which rows (a pattern on labels)."""
+
+    figures: Mapping[str, str]  # figure and its heading
+    rows: str = ".*"
+
+
+_SHOWN = {
+    "throughput": _Columns(
+        {"samples_per_second": "images a second", "speed_ratio_to_backprop": "speed over backprop in one process"},
+        rows="(?!.*: process )",
+    ),
+    "schedule": _Columns(
+        {"utilisation_percent": "busy, %", "of_ideal": "of the ideal rate", "ratio_to_1f1b": "speed over 1F1B"}
+    ),
+    "time-to-accuracy": _Columns(
+        {
+            "seconds_to_error": "seconds to the wanted error",
+            "epoch_seconds": "seconds an epoch",
+            "test_error_percent": "test error at the end, %",
+        }
+    ),
+    "heads": _Columns({"test_error_percent": "test error, %", "step_time_over_backprop": "step time over backprop"}),
+}
+
+
+def tables(folder: Path, experiments: Sequence[str]) -> dict[str, str]:
+    """All tables by the name of their marks: `targets`, and one for each experiment that is shown."""
+    found = {name: _read(folder, name) for name in experiments if (folder / f"{name}.json").exists()}
+    shown = {name: _rows(found[name], columns) for name, columns in _SHOWN.items() if name in found}
+    return {"targets": _targets(found), **shown}
+
+
+def between_marks(text: str, name: str) -> str:
+    """What stands in a document between `<!-- name -->` and `<!-- end name -->`."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end {name} -->", text, re.DOTALL)
+    return "" if found is None else found.group(1)
+
+
+def number(value: float) -> str:
+    """Three significant digits, or whole numbers: 0.703, 12.4, 1,759."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return report
+
+
+def _targets(found: Mapping[str, dict[str, Any]]) -> str:
+    lines = ["| target | wanted | measured | met | experiment |", "| --- | --- | --- | --- | --- |"]
+    targets = [(target, name) for name, report in found.items() for target in report["targets"]]
+    for target, name in sorted(targets, key=lambda pair: _order(pair[0]["name"])):
+        verdict = "yes" if target["met"] else "**no**"
+        lines.append(f"| {target['name']} | {target['wanted']} | {number(target['measured'])} | {verdict} | {name} |")
+    return "\n".join(lines)
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Numbered targets first, in order; the text decides among equals only where there is no number."""
+    found = re.match(r"(\d+)\.", name)
+    return (int(found.group(1)), "") if found else (99, name)
+
+
+def _rows(report: Mapping[str, Any], columns: _Columns) -> str:
+    headings = ["", *columns.figures.values()]
+    lines = [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |"]
+    for row in report["rows"]:
+        if re.match(columns.rows, row["label"]) and any(figure in row for figure in columns.figures):
+            cells = [_cell(row.get(figure)) for figure in columns.figures]
+            lines.append(f"| {row['label']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: Mapping[str, float] | None) -> str:
+    if figure is None:
+        return ""
+    if figure["n"] == 1:
+        return number(figure["median"])
+    return f"{number(figure['median'])} ({number(figure['minimum'])} to {number(figure['maximum'])})"
