@@ -30,7 +30,7 @@ __all__ = [
     "timed_epochs",
 ]
 
-CHEAP_HEAD = "pool-4"
+CHEAP_HEAD = "pool-4x4"
 """The similarity head that the experiment `heads` found the best one among those no dearer than backprop."""
 
 

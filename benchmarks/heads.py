@@ -50,7 +50,7 @@ class _Size:
 
 
 _FULL = _Size(("fashion_mnist", "cifar10"), 0.25, 10_000, 5_000, 3, 3, _CANDIDATES, 1.0, 5)
-_QUICK = _Size(("digits",), 0.125, 256, 128, 1, 2, ("conv", "pool-4", "pred"), 0.125, 3)
+_QUICK = _Size(("digits",), 0.125, 256, 128, 1, 2, ("conv", "pool-4x4", "pred"), 0.125, 3)
 
 
 @dataclass(frozen=True)

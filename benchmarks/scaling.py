@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.nn import functional as F
 
-from benchmarks.common import build_blocks
+from benchmarks.common import CHEAP_HEAD, build_blocks
 from benchmarks.crew import Crew, Member, cores
 from benchmarks.figures import Figure, ratio, summarize
 from benchmarks.pictures import Curves
@@ -67,7 +67,7 @@ class Method:
         return name + ("" if self.head == "conv" else f", head {self.head}")
 
 
-METHODS = (Method("glob"), Method("pred"), Method("predsim"), Method("predsim", "pool-4"))
+METHODS = (Method("glob"), Method("pred"), Method("predsim"), Method("predsim", CHEAP_HEAD))
 _AXES: Mapping[bool, Mapping[str, Sequence[Point]]] = {
     False: {
         "blocks": [Point(blocks=blocks) for blocks in (2, 4, 8, 16, 32)],

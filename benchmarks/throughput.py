@@ -41,7 +41,7 @@ class _Size:
     rounds: int
 
 
-_FULL = _Size(width=1.0, batch=32, microbatches=4, steps=5, rounds=5)
+_FULL = _Size(width=1.0, batch=32, microbatches=4, steps=3, rounds=5)
 _QUICK = _Size(width=0.125, batch=32, microbatches=4, steps=3, rounds=3)
 
 

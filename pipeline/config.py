@@ -37,7 +37,7 @@ LOSSES = (
 )
 NONLINEARITIES = ("auto", "relu", "leaky_relu")
 OPTIMIZERS = ("adam", "amsgrad", "sgd")
-SIMILARITY_HEADS = ("conv", "pool-2", "pool-4", "stride-4", "grouped-8", "none")
+SIMILARITY_HEADS = ("conv", "pool-2", "pool-4", "pool-4x4", "stride-4", "grouped-8", "none")
 LOCALITIES = ("block", "group")
 PRECISIONS = ("fp32", "bf16")
 WIRES = ("auto", "fp32", "bf16", "fp16")

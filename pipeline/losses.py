@@ -298,17 +298,19 @@ class _Saving:
     @classmethod
     def named(cls, name: str, channels: int, side: int) -> _Saving:
         """Of a name in `config.SIMILARITY_HEADS` other than `none`, on maps whose shorter side is `side`."""
-        kind, _, factor = name.partition("-")
+        kind, _, size = name.partition("-")
+        factor, _, least = size.partition("x")
         if kind == "grouped":
             return cls(groups=math.gcd(channels, int(factor)))
-        return cls() if kind == "conv" else cls(**{kind: _step(side, int(factor))})
+        return cls() if kind == "conv" else cls(**{kind: _step(side, int(factor), int(least or 2))})
 
 
 def _similarity_head(shape: tuple[int, ...], name: str) -> nn.Module:
     """The layer before the similarity matrix, by its name in `config.SIMILARITY_HEADS`.
 
     The paper's is a 3x3 convolution with as many maps as the block, or a square matrix for flat activations. The
-    cheap ones save on space, and leave flat activations the square matrix; `none` has no weights at all.
+    cheap ones save on space, and leave flat activations the square matrix: `pool-4` averages 4x4 windows at most and
+    leaves two rows at least, `pool-4x4` leaves four, `stride-4` skips likewise. `none` has no weights at all.
     """
     if len(shape) != 3:
         features = math.prod(shape)
@@ -334,9 +336,9 @@ def similarity_macs(shape: tuple[int, ...], name: str) -> int:
     return 9 * channels * (channels // saving.groups) * rows * columns
 
 
-def _step(side: int, wanted: int) -> int:
-    """The largest of wanted, wanted / 2, ... 1 that leaves at least two of `side` rows: a deviation needs two."""
-    return wanted if wanted == 1 or side // wanted >= 2 else _step(side, wanted // 2)
+def _step(side: int, wanted: int, least: int) -> int:
+    """The largest of wanted, wanted / 2, ... 1 that leaves at least `least` of `side` rows; a deviation needs two."""
+    return wanted if wanted == 1 or side // wanted >= least else _step(side, wanted // 2, least)
 
 
 def _zero_weight(layer: nn.Linear) -> nn.Linear:

@@ -252,7 +252,10 @@ def test_the_heads_save_what_their_names_say() -> None:
         "conv": full,
         "pool-2": full // 4,
         "pool-4": full // 16,
+        "pool-4x4": full // 16,
         "stride-4": full // 16,
         "grouped-8": full // 8,
         "none": 0,
     }
+    assert similarity_macs((64, 8, 8), "pool-4") == full // 16 // 16  # 2x2
+    assert similarity_macs((64, 8, 8), "pool-4x4") == full // 16 // 4  # 4x4
