@@ -1,7 +1,7 @@
-"""What a hand-over costs its stage: both stages of a pipeline alone at the same time, then the same stages as a pipeline.
+"""What a hand-over costs its stage: both stages alone at the same time, then the same stages as a pipeline.
 
-Alone, a stage computes forward and update on made-up packets, with no queue anywhere; in the pipeline the product's own
-worker, queues and control channel are around it. Both do the same work a step, in the same pinned processes, in turn.
+Alone, a stage computes forward and update on made-up packets, with no queue anywhere; in the pipeline the product's
+own worker, queues and control channel are around it. Both do the same work a step, in the same processes, in turn.
 """
 
 from __future__ import annotations
@@ -282,11 +282,11 @@ def of_slowest_alone(turns: Sequence[_Turns]) -> Figure:
 def _targets(case: Case, turns: Sequence[_Turns]) -> list[Target]:
     costs = [
         at_most(
-            f"{case.label}: percent of its step that the hand-over costs stage {index}",
+            f"3. {case.label}: percent of its step that the hand-over costs stage {index}",
             COST_PERCENT,
             _hand_over_percent(mine),
         )
         for index, mine in enumerate(turns)
     ]
-    name = f"{case.label}: throughput of the pipeline to its slowest stage alone"
+    name = f"3. {case.label}: throughput of the pipeline to its slowest stage alone"
     return [at_least(name, OF_SLOWEST, of_slowest_alone(turns)), *costs]

@@ -198,7 +198,7 @@ def _targets(found: dict[Contest, _Outcomes]) -> list[Target]:
     ideal = ideal_utilisation("1F1B", 4, contest.microbatches)
     assert ideal is not None
     of_ideal = summarize([rate * contest.load.batch_s / ideal for rate in four[OURS].rates])
-    name = "emulated, {} stages: {}".format
+    name = "4. emulated, {} stages: {}".format
     return [
         at_least(name(4, "percent busy"), 97, summarize(four[OURS].busy)),
         at_least(name(8, "percent busy"), 95, summarize(eight[OURS].busy)),
