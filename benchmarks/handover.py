@@ -263,7 +263,7 @@ def figures_of_stage(turns: _Turns) -> dict[str, Figure]:
         "busy_milliseconds": summarize([1e3 * step.busy_s for step in pipelined]),
         "between_computations_microseconds": summarize([1e6 * step.between_s for step in pipelined]),
         "cpu_alone_milliseconds": summarize([1e3 * step.cpu_s for step in alone]),
-        "cpu_milliseconds": summarize([1e3 * step.cpu_s for step in pipelined]),
+        "extra_cpu_percent": summarize([100.0 * (step.cpu_s / one.cpu_s - 1.0) for one, step in turns]),
         "hand_over_percent": _hand_over_percent(turns),
     }
 

@@ -143,7 +143,7 @@ def _train(member: Member, config: RunConfig, folder: str) -> None:
 
 def _time_all(size: _Size, crew: Crew) -> dict[str, list[float]]:
     """Seconds of a step of vgg8b on made-up 32x32x3 images, all cores, alternatives in turn; the first is no round."""
-    steps, batch = 3, 32
+    steps, batch = 2, 32
     config = RunConfig(
         data=DataConfig(dataset="synthetic", train_limit=steps * batch, test_limit=batch),
         model=ModelConfig(model="vgg8b", width=size.timed_width),

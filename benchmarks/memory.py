@@ -27,7 +27,7 @@ from benchmarks.crew import Crew, Member
 from benchmarks.figures import Figure, ratio, summarize
 from benchmarks.pictures import Curves
 from benchmarks.report import Result, Row, Target, at_most
-from benchmarks.saved import WithoutData, checkpointed_peak, modules_of, peaks
+from benchmarks.saved import WithoutData, checkpointed_peak, keep_layout, modules_of, peaks
 from pipeline.blocks import canonical
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.local import Numerics, create_optimizer
@@ -282,7 +282,9 @@ def _prepare(method: Method, case: Case, numerics: Numerics) -> _Trial:
 
 def _build(network: Network, numerics: Numerics) -> list[nn.Module]:
     with numerics.device:
-        return [*build_blocks(network, 1, numerics.device)]
+        blocks = build_blocks(network, 1, numerics.device)
+    keep_layout(blocks)
+    return [*blocks]
 
 
 def _batch(shape: Sequence[int], batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -302,7 +304,8 @@ def _local(
     """Block by block where the stage is the whole network; else, as a worker does, forward first and then update."""
     with numerics.device:
         stage = build_stage(config, network, shapes, CLASSES, split, index, numerics)
-    inputs = shapes[stage.blocks[0].index].inputs
+    inputs, modules = shapes[stage.blocks[0].index].inputs, modules_of(stage.blocks)
+    keep_layout(modules)
 
     def step() -> None:
         x, labels = _batch(inputs, config.batch_size, numerics.device)
@@ -313,7 +316,7 @@ def _local(
             stage.forward(packet)
             stage.update()
 
-    return _Trial(step, modules_of(stage.blocks))
+    return _Trial(step, modules)
 
 
 def _backprop(method: Method, model: nn.Sequential, batch: int, device: torch.device) -> None:

@@ -119,11 +119,12 @@ def figures_of(load: Load, found: Mapping[str, _Rounds]) -> dict[str, dict[str, 
         figures[name] = {
             "latency_microseconds": summarize([_latency_us(*trials) for trials in rounds]),
             "megabytes_per_second": summarize(rates[name]),
-            "of_raw_gloo": ratio(rates[name], rates[GLOO]),
             "sender_cpu_microseconds": summarize(costs[0]),
         }
         if name != COPY:
             figures[name]["receiver_cpu_microseconds"] = summarize(costs[1])
+        if name == QUEUE:
+            figures[name]["rate_of_raw_gloo"] = ratio(rates[name], rates[GLOO])
     return figures
 
 

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
+from pipeline.blocks import canonical
 from pipeline.local import LocalBlock, Numerics
 
-__all__ = ["Kept", "SavedTensors", "WithoutData", "checkpointed_peak", "modules_of", "peaks"]
+__all__ = ["Kept", "SavedTensors", "WithoutData", "checkpointed_peak", "keep_layout", "modules_of", "peaks"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,17 @@ def _identity(tensor: Tensor) -> int:
 def modules_of(blocks: Iterable[LocalBlock]) -> list[nn.Module]:
     """Blocks and local heads, whose weights do not count."""
     return [module for block in blocks for module in (block.block, block.loss) if module is not None]
+
+
+def keep_layout(modules: Iterable[nn.Module]) -> None:
+    """Make convolutions without data give channels_last maps, as on a CPU or GPU: others are copied between blocks."""
+    for convolution in (part for module in modules for part in module.modules() if isinstance(part, nn.Conv2d)):
+        if convolution.weight.is_meta:
+            convolution.register_forward_hook(_in_canonical_layout)
+
+
+def _in_canonical_layout(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    return canonical(output)
 
 
 def peaks(step: Callable[[], object], modules: Iterable[nn.Module], repetitions: int) -> list[int]:

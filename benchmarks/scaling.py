@@ -106,7 +106,7 @@ Found = Mapping[tuple[Method, Point], Times]
 
 
 def _methods(axis: str) -> Sequence[Method]:
-    """Only local learning has stages in one process at no cost of method."""
+    """Backprop has no stages in one process: they are a matter of local learning alone."""
     return METHODS[1:] if axis == "stages" else METHODS
 
 
@@ -162,7 +162,7 @@ def _fit_row(axis: str, method: Method, points: Sequence[Point], found: Found) -
 
 
 def _target(found: Found, points: Sequence[Point]) -> Target:
-    """Of the most stages, with the loss that most people use."""
+    """Of the most stages, with the default loss."""
     most = _of_one_stage(Method("predsim"), points[-1], found)
     return at_most(f"time of {points[-1].stages} stages in one process, of one stage's", STAGES_COST, most)
 

@@ -29,12 +29,19 @@ _SHOWN = {
         rows="(?!.*: process )",
     ),
     "schedule": _Columns(
-        {"utilisation_percent": "busy, %", "of_ideal": "of the ideal rate", "ratio_to_1f1b": "speed over 1F1B"}
+        {
+            "utilisation_percent": "busy, %",
+            "of_slowest_stage_percent": "of its slowest stage's rate, %",
+            "ratio_to_1f1b": "speed over 1F1B",
+        }
     ),
     "time-to-accuracy": _Columns(
         {
-            "seconds_to_error": "seconds to the wanted error",
             "epoch_seconds": "seconds an epoch",
+            "seconds_to_25_percent": "to 25 %",
+            "seconds_to_18_percent": "to 18 %",
+            "seconds_to_75_percent": "to 75 %",
+            "seconds_to_65_percent": "to 65 %",
             "test_error_percent": "test error at the end, %",
         }
     ),

@@ -29,6 +29,9 @@ _LOSSES = {
 _ONE, _BLOCK, _GROUP = "one process", "pipeline", "pipeline, a loss a stage"
 _REFERENCE = "backprop, one process"
 
+_LOOKED_AT = (_REFERENCE, f"pred, {_BLOCK}", "backprop, DDP", "backprop, 1F1B", f"pred, {_ONE}", f"predsim, {_BLOCK}")
+"""Whose peak memory is measured too, in processes of their own."""
+
 
 @dataclass(frozen=True)
 class _Size:
@@ -59,7 +62,7 @@ def run(quick: bool) -> Result:
                 trained = method.train(crews[method.processes], _for(method, config, splits[method]))
                 seconds[method].append(max(one.seconds[-1] for one in trained) / size.steps)
                 uses[method].append(trained[0].stages)
-    looked_at = methods[:1] + methods[-2:-1] if quick else methods
+    looked_at = [method for method in methods if method.label in _LOOKED_AT][: 2 if quick else None]
     memory = {method: _peak_memory(method, _for(method, config, splits[method])) for method in looked_at}
     rows = [_row(method, seconds, size) for method in methods]
     stages = [row for method in methods for row in _stage_rows(method, uses[method], memory.get(method, []), size)]

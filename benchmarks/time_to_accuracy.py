@@ -30,11 +30,11 @@ _LOSSES = {
 
 @dataclass(frozen=True)
 class _Case:
-    """A network on a data set, and the test error in percent whose time is asked for."""
+    """A network on a data set, and the test errors in percent, falling, whose times are asked for."""
 
     name: str
     config: RunConfig
-    wanted: float
+    wanted: tuple[float, ...]
     rounds: int
 
 
@@ -44,20 +44,20 @@ def _cases(quick: bool, data_dir: str) -> list[_Case]:
         config = RunConfig(
             data=data, model=ModelConfig(model="vgg8b", width=0.125), train=TrainConfig(batch_size=64, epochs=2)
         )
-        return [_Case("digits, vgg8b x 0.125", config, wanted=80.0, rounds=1)]
+        return [_Case("digits, vgg8b x 0.125", config, wanted=(85.0, 80.0), rounds=1)]
     fashion = RunConfig(
-        data=DataConfig(dataset="fashion_mnist", data_dir=data_dir, train_limit=20_096, test_limit=5_000),
+        data=DataConfig(dataset="fashion_mnist", data_dir=data_dir, train_limit=12_800, test_limit=5_000),
         model=ModelConfig(model="mlp", hidden_layers=4),
-        train=TrainConfig(epochs=5),
+        train=TrainConfig(epochs=4),
     )
     cifar = RunConfig(
-        data=DataConfig(dataset="cifar10", data_dir=data_dir, train_limit=5_120, test_limit=2_000),
+        data=DataConfig(dataset="cifar10", data_dir=data_dir, train_limit=2_560, test_limit=2_000),
         model=ModelConfig(model="vgg8b", width=0.125),
-        train=TrainConfig(epochs=6, decoder_dim=2048),
+        train=TrainConfig(epochs=5, decoder_dim=2048),
     )
     return [
-        _Case("fashion_mnist, 4 x 1024", fashion, wanted=16.0, rounds=3),
-        _Case("cifar10, vgg8b x 0.125", cifar, wanted=55.0, rounds=3),
+        _Case("fashion_mnist, 4 x 1024", fashion, wanted=(25.0, 20.0, 18.0, 17.0), rounds=2),
+        _Case("cifar10, vgg8b x 0.125", cifar, wanted=(75.0, 70.0, 65.0, 60.0), rounds=2),
     ]
 
 
@@ -73,7 +73,7 @@ def run(quick: bool, data_dir: str) -> Result:
     with Crew(1) as solo, Crew(count) as team:
         found = {case.name: _measure(case, methods, {1: solo, count: team}) for case in cases}
     rows = [row for case in cases for row in _rows(case, found[case.name])]
-    targets = [target for case in cases for target in _targets(case, found[case.name])]
+    targets = [_target(case, found[case.name]) for case in cases]
     panels = {case.name: _curves(found[case.name]) for case in cases}
     return Result(rows, targets, Curves("seconds of training", "test error, %", panels))
 
@@ -111,11 +111,11 @@ def _rows(case: _Case, found: Mapping[Method, Sequence[Trained]]) -> list[Row]:
             "test_error_percent": summarize([run.errors[-1] or 0.0 for run in runs]),
             "epoch_seconds": summarize([seconds for run in runs for seconds in run.seconds]),
         }
-        times = _times(case, runs)
-        if times is not None:
-            figures["seconds_to_error"] = summarize(times)
+        for wanted in case.wanted:
+            times = _times(runs, wanted)
+            if times is not None:
+                figures[f"seconds_to_{wanted:g}_percent"] = summarize(times)
         settings = {
-            "wanted_error_percent": case.wanted,
             "processes": method.processes,
             "threads": max(1, len(cores()) // method.processes),
             "epochs": case.config.train.epochs,
@@ -126,23 +126,24 @@ def _rows(case: _Case, found: Mapping[Method, Sequence[Trained]]) -> list[Row]:
     return rows
 
 
-def _times(case: _Case, runs: Sequence[Trained]) -> list[float] | None:
-    """Seconds to the wanted error in every round, or None if a round does not reach it."""
-    times = [reached(run, case.wanted) for run in runs]
+def _times(runs: Sequence[Trained], wanted: float) -> list[float] | None:
+    """Seconds to an error in every round, or None if a round does not reach it."""
+    times = [reached(run, wanted) for run in runs]
     return None if None in times else [time for time in times if time is not None]
 
 
-def _targets(case: _Case, found: Mapping[Method, Sequence[Trained]]) -> list[Target]:
-    times = {method: taken for method, runs in found.items() if (taken := _times(case, runs)) is not None}
-    backprop = [taken for method, taken in times.items() if method.is_backprop]
-    local = {m.label: taken for m, taken in times.items() if not m.is_backprop and m.label.endswith("pipeline")}
-    if not backprop or not local:
-        missing = "backprop" if not backprop else "local learning"
-        return [Target(f"6. {case.name}: {case.wanted:g} % is not reached by {missing}", "at most 0.8", 0.0, False)]
-    best = min(backprop, key=statistics.median)
-    label, fastest = min(local.items(), key=lambda item: statistics.median(item[1]))
-    name = f"6. {case.name}: time to {case.wanted:g} % error, {label}, over the best backprop"
-    return [at_most(name, 0.8, ratio(fastest, best))]
+def _target(case: _Case, found: Mapping[Method, Sequence[Trained]]) -> Target:
+    """The fastest local pipeline against the fastest backprop, at the lowest error that both reach."""
+    for wanted in reversed(case.wanted):
+        times = {method: taken for method, runs in found.items() if (taken := _times(runs, wanted)) is not None}
+        backprop = [taken for method, taken in times.items() if method.is_backprop]
+        local = {m.label: taken for m, taken in times.items() if not m.is_backprop and m.label.endswith("pipeline")}
+        if backprop and local:
+            label, fastest = min(local.items(), key=lambda item: statistics.median(item[1]))
+            best = min(backprop, key=statistics.median)
+            name = f"6. {case.name}: time to {wanted:g} % error, {label}, over the best backprop"
+            return at_most(name, 0.8, ratio(fastest, best))
+    return Target(f"6. {case.name}: no asked error is reached by both", "at most 0.8", 0.0, False)
 
 
 def _curve(runs: Sequence[Trained]) -> list[tuple[float, float]]:
