@@ -105,7 +105,7 @@ _AXES: Mapping[str, Sequence[Case]] = {
 }
 _TINY = Case(width=1 / 16, batch=2 * MICROBATCHES)
 _MEASURED = {False: Case(width=0.5, batch=64), True: Case(width=0.25, batch=32)}
-_PROCESSES = {False: 3, True: 1}  # fresh ones for every method, by `quick`
+_PROCESSES = {False: 2, True: 1}  # fresh ones for every method, by `quick`
 _IN_PROCESSES: Mapping[bool, Sequence[Method]] = {
     False: [*WHOLE, *_LOCAL_STAGES[STAGES:], *_SCHEDULED[:STAGES]],
     True: [*WHOLE[:4], _LOCAL_STAGES[STAGES], _SCHEDULED[0]],

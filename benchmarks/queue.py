@@ -40,7 +40,7 @@ _SOURCES = 3  # tensors that are sent in rotation
 _TURN_KIB = {False: 256 * _KIB, True: 32 * _KIB}  # sent in a turn, by `quick`
 _PACKETS = {False: (8, 256), True: (4, 64)}  # of a turn: at least, at most
 _LATENCIES = {False: 15, True: 5}  # of a turn
-_ROUNDS = {False: 9, True: 3}
+_ROUNDS = {False: 5, True: 3}
 
 
 @dataclass(frozen=True)

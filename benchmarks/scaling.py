@@ -38,9 +38,9 @@ __all__ = ["Method", "Point", "fit_power", "run"]
 
 CLASSES = 10
 _CHANNELS, _SIDE = 32, 16  # of the stack of equal blocks
-_REPETITIONS = {False: 9, True: 5}
+_REPETITIONS = {False: 5, True: 3}
 _WARM_UP = 2  # steps
-_REPETITION_S = {False: 0.1, True: 0.03}  # a repetition is as many steps as fill it, at least one
+_REPETITION_S = {False: 0.05, True: 0.03}  # a repetition is as many steps as fill it, at least one
 
 
 @dataclass(frozen=True)
