@@ -92,7 +92,7 @@ def cases(quick: bool) -> tuple[Case, ...]:
     """The networks that are measured; the narrow one spends most on its hand-overs."""
     if quick:
         return (Case(0.25, 128, steps=8, rounds=3),)
-    return Case(1.0, 32, steps=6, rounds=5), Case(0.25, 128, steps=16, rounds=7)
+    return Case(1.0, 32, steps=6, rounds=11), Case(0.25, 128, steps=16, rounds=7)
 
 
 def measure_cases(crew: Crew, quick: bool) -> tuple[list[Row], list[Target]]:

@@ -38,7 +38,7 @@ __all__ = ["Method", "Point", "fit_power", "run"]
 
 CLASSES = 10
 _CHANNELS, _SIDE = 32, 16  # of the stack of equal blocks
-_REPETITIONS = {False: 5, True: 3}
+_REPETITIONS = 5
 _WARM_UP = 2  # steps
 _REPETITION_S = {False: 0.05, True: 0.03}  # a repetition is as many steps as fill it, at least one
 
@@ -187,7 +187,7 @@ def measure(member: Member, axis: str, quick: bool) -> dict[tuple[Method, Point]
             setups[key] = time.perf_counter() - start
             trains[key](_WARM_UP)
             counts[key] = max(1, math.ceil(_REPETITION_S[quick] / _seconds(trains[key], 1)))
-    rounds = [{key: _seconds(trains[key], counts[key]) for key in trains} for _ in range(_REPETITIONS[quick])]
+    rounds = [{key: _seconds(trains[key], counts[key]) for key in trains} for _ in range(_REPETITIONS)]
     return {key: Times([each[key] for each in rounds], setups[key]) for key in trains}
 
 

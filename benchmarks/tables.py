@@ -23,6 +23,8 @@ class _Columns:
     rows: str = ".*"
 
 
+_DIFFERENCE = "minus_full_head"
+
 _SHOWN = {
     "throughput": _Columns(
         {"samples_per_second": "images a second", "speed_ratio_to_backprop": "speed over backprop in one process"},
@@ -45,7 +47,13 @@ _SHOWN = {
             "test_error_percent": "test error at the end, %",
         }
     ),
-    "heads": _Columns({"test_error_percent": "test error, %", "step_time_over_backprop": "step time over backprop"}),
+    "heads": _Columns(
+        {
+            "test_error_percent": "test error, %",
+            _DIFFERENCE: "mean minus the paper's head's ± standard error",
+            "step_time_over_backprop": "step time over backprop",
+        }
+    ),
 }
 
 
@@ -92,9 +100,15 @@ def _rows(report: Mapping[str, Any], columns: _Columns) -> str:
     lines = [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |"]
     for row in report["rows"]:
         if re.match(columns.rows, row["label"]) and any(figure in row for figure in columns.figures):
-            cells = [_cell(row.get(figure)) for figure in columns.figures]
+            cells = [
+                _difference(row) if figure == _DIFFERENCE else _cell(row.get(figure)) for figure in columns.figures
+            ]
             lines.append(f"| {row['label']} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    return f"{row[_DIFFERENCE]:+.2f} ± {row['standard_error']:.2f}" if _DIFFERENCE in row else ""
 
 
 def _cell(figure: Mapping[str, float] | None) -> str:

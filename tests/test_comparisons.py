@@ -102,6 +102,7 @@ def test_heads_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
     rows = {row["label"]: row for row in report["rows"]}
     assert set(rows) == {"digits: conv", "digits: pool-4x4", "digits: pred"}
     assert all(row["test_error_percent"]["n"] == 2 for row in rows.values())
+    assert next(target["name"].split(":")[0] for target in report["targets"]) == "2. digits"
     assert "standard_error" in rows["digits: pool-4x4"] and "standard_error" not in rows["digits: conv"]
     done = tmp_path / "runs" / "benchmarks" / "heads" / "quick" / "digits-pred-1" / "summary.json"
     summary = json.loads(done.read_text(encoding="utf-8"))
