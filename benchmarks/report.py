@@ -23,6 +23,7 @@ __all__ = ["Result", "Row", "Target", "at_least", "at_most", "bars", "publish"]
 
 SCHEMA = 1
 _PACKAGES = ("torch", "torchvision", "numpy")
+_COLUMNS = 3  # figures beside each other on a terminal of 80 characters
 
 
 @dataclass(frozen=True)
@@ -129,22 +130,33 @@ def _commit() -> str | None:
 
 def _print(name: str, result: Result) -> None:
     console = Console()
-    table = Table(title=name)
-    columns = list(dict.fromkeys(figure for row in result.rows for figure in row.figures))
-    table.add_column("")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in result.rows:
-        table.add_row(row.label, *(_cell(row.figures.get(column)) for column in columns))
-    console.print(table)
+    for figures, rows in _alike(result.rows).items():
+        for first in range(0, len(figures), _COLUMNS):
+            console.print(_table(name, figures[first : first + _COLUMNS], rows))
     for target in result.targets:
         verdict = "met" if target.met else "MISSED"
         console.print(f"{verdict}: {target.name}: wanted {target.wanted}, measured {_number(target.measured)}")
 
 
-def _cell(figure: Figure | None) -> str:
-    if figure is None:
-        return ""
+def _alike(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """Rows by the names of their figures: one table for all rows would be mostly empty."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.figures), []).append(row)
+    return found
+
+
+def _table(name: str, figures: Sequence[str], rows: Sequence[Row]) -> Table:
+    table = Table(title=name)
+    table.add_column("")
+    for figure in figures:
+        table.add_column(figure.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(row.label, *(_cell(row.figures[figure]) for figure in figures))
+    return table
+
+
+def _cell(figure: Figure) -> str:
     return f"{_number(figure.median)} ({_number(figure.minimum)} to {_number(figure.maximum)}, n={figure.n})"
 
 

@@ -40,7 +40,7 @@ _SHOWN = {
     "time-to-accuracy": _Columns(
         {
             "epoch_seconds": "seconds an epoch",
-            "seconds_to_25_percent": "to 25 %",
+            "seconds_to_20_percent": "to 20 %",
             "seconds_to_18_percent": "to 18 %",
             "seconds_to_75_percent": "to 75 %",
             "seconds_to_65_percent": "to 65 %",

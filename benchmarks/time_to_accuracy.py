@@ -21,10 +21,11 @@ from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig, ove
 
 __all__ = ["reached", "run"]
 
+_CHEAP = "predsim, cheap head"
 _LOSSES = {
     "pred": (("loss", "pred"),),
     "predsim": (("loss", "predsim"),),
-    "predsim, cheap head": (("loss", "predsim"), ("similarity_head", CHEAP_HEAD)),
+    _CHEAP: (("loss", "predsim"), ("similarity_head", CHEAP_HEAD)),
 }
 
 
@@ -46,9 +47,9 @@ def _cases(quick: bool, data_dir: str) -> list[_Case]:
         )
         return [_Case("digits, vgg8b x 0.125", config, wanted=(85.0, 80.0), rounds=1)]
     fashion = RunConfig(
-        data=DataConfig(dataset="fashion_mnist", data_dir=data_dir, train_limit=12_800, test_limit=5_000),
+        data=DataConfig(dataset="fashion_mnist", data_dir=data_dir, train_limit=20_480, test_limit=5_000),
         model=ModelConfig(model="mlp", hidden_layers=4),
-        train=TrainConfig(epochs=4),
+        train=TrainConfig(epochs=6),
     )
     cifar = RunConfig(
         data=DataConfig(dataset="cifar10", data_dir=data_dir, train_limit=2_560, test_limit=1_000),
@@ -56,26 +57,31 @@ def _cases(quick: bool, data_dir: str) -> list[_Case]:
         train=TrainConfig(epochs=5, decoder_dim=2048),
     )
     return [
-        _Case("fashion_mnist, 4 x 1024", fashion, wanted=(25.0, 20.0, 18.0, 17.0), rounds=2),
-        _Case("cifar10, vgg8b x 0.125", cifar, wanted=(75.0, 70.0, 65.0, 60.0), rounds=1),
+        _Case("fashion_mnist, 4 x 1024", fashion, wanted=(25.0, 20.0, 18.0, 17.0), rounds=5),
+        _Case("cifar10, vgg8b x 0.125", cifar, wanted=(75.0, 70.0, 65.0, 60.0), rounds=5),
     ]
 
 
 def run(quick: bool, data_dir: str) -> Result:
     """Train all methods. Training samples are a multiple of the batch, as torch's schedules demand."""
     count = processes()
-    methods = [
-        *baselines(count, 4),
-        *(Method(f"{name}, one process", "ours", 1, overrides) for name, overrides in _LOSSES.items()),
-        *(Method(f"{name}, pipeline", "ours", count, overrides) for name, overrides in _LOSSES.items()),
-    ]
     cases = _cases(quick, data_dir)
     with Crew(1) as solo, Crew(count) as team:
-        found = {case.name: _measure(case, methods, {1: solo, count: team}) for case in cases}
+        found = {case.name: _measure(case, _methods(case, count), {1: solo, count: team}) for case in cases}
     rows = [row for case in cases for row in _rows(case, found[case.name])]
     targets = [_target(case, found[case.name]) for case in cases]
     panels = {case.name: _curves(found[case.name]) for case in cases}
     return Result(rows, targets, Curves("seconds of training", "test error, %", panels))
+
+
+def _methods(case: _Case, count: int) -> list[Method]:
+    """All that train a case; flat activations have no space to save on, so that their cheap head is the paper's."""
+    losses = {name: of for name, of in _LOSSES.items() if case.config.model.model != "mlp" or name != _CHEAP}
+    return [
+        *baselines(count, 4),
+        *(Method(f"{name}, one process", "ours", 1, overrides) for name, overrides in losses.items()),
+        *(Method(f"{name}, pipeline", "ours", count, overrides) for name, overrides in losses.items()),
+    ]
 
 
 def _measure(case: _Case, methods: Sequence[Method], crews: Mapping[int, Crew]) -> dict[Method, list[Trained]]:
