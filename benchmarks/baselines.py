@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle, get_schedule_class
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +22,7 @@ from benchmarks.common import (
     timed_epochs,
 )
 from benchmarks.crew import Member
+from benchmarks.schedules import CHUNKS, chunks_of, create_schedule
 from pipeline.blocks import Block
 from pipeline.config import RunConfig
 from pipeline.data import Batches
@@ -30,10 +30,10 @@ from pipeline.local import create_optimizer
 from pipeline.models import infer_shapes
 from pipeline.partition import arithmetic_costs, balance, members
 
-__all__ = ["SCHEDULES", "chunks_of", "train_backprop", "train_ddp", "train_scheduled"]
+__all__ = ["SCHEDULES", "train_backprop", "train_ddp", "train_scheduled"]
 
-SCHEDULES = {"GPipe": 1, "1F1B": 1, "Interleaved1F1B": 2, "ZBVZeroBubble": 2}
-"""torch's schedules that are compared, and the chunks of the network that each of their processes holds."""
+SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "ZBVZeroBubble")
+"""torch's schedules that real networks are trained in; of the two with zero bubbles the better one."""
 
 
 def train_backprop(member: Member, config: RunConfig) -> Trained:
@@ -115,17 +115,6 @@ class _Chunk(nn.Module):
         return cast(Tensor, _Rows.apply(out)) if out.ndim == 4 else out
 
 
-def chunks_of(rank: int, processes: int, schedule: str) -> list[int]:
-    """Chunks that a process holds: one; every K-th (interleaved); or both ends of a V (zero bubble V).
-
-    For 2 processes: [0] and [1]; [0, 2] and [1, 3]; [0, 3] and [1, 2].
-    """
-    if SCHEDULES[schedule] == 1:
-        return [rank]
-    last = 2 * processes - 1
-    return [rank, last - rank] if schedule.startswith("ZBV") else [rank, rank + processes]
-
-
 class _Scheduled:
     """One process's chunks of the network under one of torch's schedules."""
 
@@ -133,7 +122,7 @@ class _Scheduled:
         self.device = choose_device(member, config)
         self.member, self.network = member, describe(config, batches)
         self.config = config
-        count = member.size * SCHEDULES[name]
+        count = member.size * CHUNKS[name]
         shapes = infer_shapes(self.network, tuple(batches.shape))
         split = balance(arithmetic_costs(config.train, shapes, batches.classes), count)
         self.mine = chunks_of(member.rank, member.size, name)
@@ -142,13 +131,10 @@ class _Scheduled:
         self.blocks = {index: blocks[index] for chunk in self.mine for index in members(split)[chunk]}
         chunks = [_Chunk([self.blocks[index] for index in members(split)[chunk]]) for chunk in self.mine]
         self.optimizers = [create_optimizer(config.train, list(chunk.parameters()), True) for chunk in chunks]
-        stages: list[Any] = [
+        stages = [
             PipelineStage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)
         ]
-        kind: Any = get_schedule_class(name)
-        self.schedule: PipelineScheduleSingle | PipelineScheduleMulti = kind(
-            stages[0] if SCHEDULES[name] == 1 else stages, microbatches, loss_fn=F.cross_entropy
-        )
+        self.schedule = create_schedule(name, stages, microbatches, F.cross_entropy)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One batch in microbatches, then one update."""

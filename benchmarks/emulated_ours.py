@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.crew import Member
 from benchmarks.emulated import BATCH, SHAPE, Load, Turn, Window, Work
+from benchmarks.pipelined import run_stage
 from pipeline.blocks import Block, canonical
 from pipeline.config import TrainConfig
-from pipeline.connect import connect_stage
 from pipeline.local import LocalBlock, Numerics
 from pipeline.models import BlockShape
 from pipeline.packet import Kind, Packet
 from pipeline.stage import Stage
-from pipeline.trace import Recorder
-from pipeline.worker import Worker
-from pipeline.world import connect
 
 __all__ = ["EmulatedStage", "run_ours"]
 
@@ -71,19 +67,7 @@ def run_ours(member: Member, load: Load, queue_depth: int, turn: int, window: Wi
     work = Work(load, member.rank, turn)
     stage = EmulatedStage(config, work)
     shapes = [BlockShape(SHAPE, SHAPE, SHAPE, 0)] * load.stages
-    world, recorder = connect(config), Recorder(enabled=False)
-    try:
-        links = world.links(_CPU)
-        source = _packets(window).__next__ if member.rank == 0 else None
-        ends = connect_stage(stage, shapes, links, world.control, config, recorder, source)
-        dist.barrier()
-        Worker([stage], ends, config, world.control, recorder).run()
-        if ends.sink is not None:
-            ends.sink.close(config.timeout)
-        dist.barrier()
-        links.close()
-    finally:
-        world.control.close()
+    run_stage(stage, shapes, config, _packets(window))
     return work.measured(window)
 
 

@@ -13,15 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle, get_schedule_class
 
 from benchmarks.crew import Member
 from benchmarks.emulated import BATCH, SHAPE, Load, Turn, Window, Work
+from benchmarks.schedules import CHUNKS, chunks_of, create_schedule
 
-__all__ = ["SCHEDULES", "Chunk", "Scheduled", "chunks_of"]
-
-SCHEDULES = {"GPipe": 1, "1F1B": 1, "Interleaved1F1B": 2, "InterleavedZeroBubble": 2, "ZBVZeroBubble": 2}
-"""The schedules that are compared, and the chunks of the network that each of their processes holds."""
+__all__ = ["Chunk", "Scheduled"]
 
 
 class _Pause(torch.autograd.Function):
@@ -56,17 +53,6 @@ class Chunk(nn.Module):
         return self.pause
 
 
-def chunks_of(rank: int, processes: int, schedule: str) -> list[int]:
-    """Chunks that a process holds: one; every K-th (interleaved); or both ends of a V (zero bubble V).
-
-    For 2 processes: [0] and [1]; [0, 2] and [1, 3]; [0, 3] and [1, 2].
-    """
-    if SCHEDULES[schedule] == 1:
-        return [rank]
-    last = 2 * processes - 1
-    return [rank, last - rank] if schedule.startswith("ZBV") else [rank, rank + processes]
-
-
 class Scheduled:
     """One process's part in a schedule of torch's.
 
@@ -78,19 +64,16 @@ class Scheduled:
     """
 
     def __init__(self, member: Member, load: Load, name: str, microbatches: int) -> None:
-        mine, count = chunks_of(member.rank, member.size, name), member.size * SCHEDULES[name]
+        mine, count = chunks_of(member.rank, member.size, name), member.size * CHUNKS[name]
         self.load, self.rank, self.batch = load, member.rank, 0
         self.work = Work(load, member.rank, 0)
         self._share = 1 / (3 * microbatches * len(mine))
         chunks = [Chunk(self._pause) for _ in mine]
-        stages: list[Any] = [
+        stages = [
             PipelineStage(chunk, index, count, torch.device("cpu"), dw_builder=chunk.weight_gradient)
             for chunk, index in zip(chunks, mine, strict=True)
         ]
-        kind: Any = get_schedule_class(name)
-        self._schedule: PipelineScheduleSingle | PipelineScheduleMulti = kind(
-            stages if SCHEDULES[name] > 1 else stages[0], microbatches, loss_fn=_loss
-        )
+        self._schedule = create_schedule(name, stages, microbatches, _loss)
         self._inputs = (torch.zeros(BATCH, *SHAPE),) if 0 in mine else ()
         self._targets: dict[str, Any] = {"target": torch.zeros(BATCH)} if count - 1 in mine else {}
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,18 +19,16 @@ from torch import Tensor
 
 from benchmarks.crew import Crew, Member
 from benchmarks.figures import Figure, ratio, summarize
+from benchmarks.pipelined import run_stage
+from benchmarks.progress import shown
 from benchmarks.report import Row, Target, at_least, at_most
 from pipeline.blocks import canonical
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.connect import connect_stage
 from pipeline.local import Numerics
 from pipeline.models import BlockShape, Network, infer_shapes, named_network
 from pipeline.packet import Kind, Packet
 from pipeline.partition import arithmetic_costs, balance
 from pipeline.stage import Stage, build_stage
-from pipeline.trace import Recorder
-from pipeline.worker import Worker
-from pipeline.world import connect
 
 __all__ = ["Case", "ClockedStage", "Step", "cases", "figures_of_stage", "measure_cases", "of_slowest_alone"]
 
@@ -99,7 +98,7 @@ def measure_cases(crew: Crew, quick: bool) -> tuple[list[Row], list[Target]]:
     """Rows and targets of all networks."""
     rows: list[Row] = []
     targets: list[Target] = []
-    for case in cases(quick):
+    for case in shown(cases(quick), "networks"):
         turns = crew.call(take_turns, case)
         rows += _rows(case, turns)
         targets += _targets(case, turns)
@@ -171,7 +170,7 @@ def take_turns(member: Member, case: Case) -> list[tuple[Step, Step]]:
     rounds = []
     for _ in range(case.rounds + 1):
         alone = _alone(stage, case, made_up)
-        rounds.append((alone, _pipelined(member, stage, case, shapes, made_up)))
+        rounds.append((alone, _pipelined(stage, case, shapes, made_up)))
     return rounds[1:]
 
 
@@ -205,29 +204,10 @@ def _alone(stage: ClockedStage, case: Case, made_up: Sequence[Packet]) -> Step:
     return stage.average(case.steps)
 
 
-def _pipelined(
-    member: Member, stage: ClockedStage, case: Case, shapes: Sequence[BlockShape], made_up: Sequence[Packet]
-) -> Step:
-    """One run from the first packet to the stop packet, started and ended as training does."""
-
-    def packets() -> Iterator[Packet]:
-        yield from _train(case, made_up)
-        yield Packet(Kind.STOP, 1, case.steps)
-
+def _pipelined(stage: ClockedStage, case: Case, shapes: Sequence[BlockShape], made_up: Sequence[Packet]) -> Step:
+    """The same packets through the pipeline."""
     stage.start_clocks()
-    world, recorder = connect(case.config), Recorder(enabled=False)
-    try:
-        links = world.links(_CPU)
-        source = packets().__next__ if member.rank == 0 else None
-        ends = connect_stage(stage, shapes, links, world.control, case.config, recorder, source)
-        dist.barrier()
-        Worker([stage], ends, case.config, world.control, recorder).run()
-        if ends.sink is not None:
-            ends.sink.close(case.config.timeout)
-        dist.barrier()
-        links.close()
-    finally:
-        world.control.close()
+    run_stage(stage, shapes, case.config, chain(_train(case, made_up), [Packet(Kind.STOP, 1, case.steps)]))
     return stage.average(case.steps)
 
 

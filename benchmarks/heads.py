@@ -20,6 +20,7 @@ from benchmarks.crew import Crew, Member, cores
 from benchmarks.figures import ratio, summarize
 from benchmarks.methods import Method
 from benchmarks.pictures import Bars
+from benchmarks.progress import shown
 from benchmarks.report import Result, Row, Target, at_most
 from pipeline.config import SIMILARITY_HEADS, DataConfig, ModelConfig, RunConfig, TrainConfig, override
 from pipeline.training import Options
@@ -115,7 +116,8 @@ def _train_all(size: _Size, data_dir: str, folder: Path) -> dict[tuple[str, str]
             free.put(core)
 
     with ThreadPoolExecutor(len(cores())) as pool:
-        errors = dict(zip(jobs, pool.map(work, jobs), strict=True))
+        futures = {job: pool.submit(work, job) for job in jobs}
+        errors = {job: futures[job].result() for job in shown(jobs, "training runs")}
     found: dict[tuple[str, str], list[float]] = {}
     for (dataset, head, _), error in errors.items():
         found.setdefault((dataset, head), []).append(error)
@@ -149,10 +151,9 @@ def _time_all(size: _Size, crew: Crew) -> dict[str, list[float]]:
         change = ("loss", "pred") if head == _PRED else ("similarity_head", head)
         methods[head] = Method(head, "ours", 1, (change,))
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(size.rounds):
-        for name, method in methods.items():
-            trained = method.train(crew, override(config, {"loss": "glob"}) if name == "backprop" else config)
-            seconds[name].append(trained[0].seconds[-1] / steps)
+    for name in shown(list(methods) * size.rounds, "steps of every head"):
+        trained = methods[name].train(crew, override(config, {"loss": "glob"}) if name == "backprop" else config)
+        seconds[name].append(trained[0].seconds[-1] / steps)
     return seconds
 
 

@@ -26,6 +26,7 @@ from benchmarks.common import CHEAP_HEAD, build_blocks
 from benchmarks.crew import Crew, Member
 from benchmarks.figures import Figure, ratio, summarize
 from benchmarks.pictures import Curves
+from benchmarks.progress import shown
 from benchmarks.report import Result, Row, Target, at_most
 from benchmarks.saved import WithoutData, checkpointed_peak, keep_layout, modules_of, peaks
 from pipeline.blocks import canonical
@@ -345,10 +346,12 @@ def _microbatches(
 def _measure(quick: bool) -> list[Row]:
     """Peak memory of processes, the methods in turn."""
     case, methods = _MEASURED[quick], _IN_PROCESSES[quick]
-    rounds = [[_in_fresh_process(method, case) for method in methods] for _ in range(_PROCESSES[quick])]
+    found: dict[Method, list[dict[str, int]]] = {method: [] for method in methods}
+    for method in shown([*methods] * _PROCESSES[quick], "fresh processes"):
+        found[method].append(_in_fresh_process(method, case))
     return [
-        _row(case, method, **{name: _megabytes([found[name] for found in each]) for name in each[0]})
-        for method, each in zip(methods, zip(*rounds, strict=True), strict=True)
+        _row(case, method, **{name: _megabytes([one[name] for one in each]) for name in each[0]})
+        for method, each in found.items()
     ]
 
 

@@ -20,6 +20,7 @@ from benchmarks.crew import Crew, Member
 from benchmarks.figures import Figure, ratio, summarize
 from benchmarks.handover import measure_cases
 from benchmarks.pictures import Curves
+from benchmarks.progress import shown
 from benchmarks.report import Result, Row
 from pipeline.config import TrainConfig
 from pipeline.links import Link
@@ -96,7 +97,7 @@ def loads(quick: bool) -> tuple[Load, ...]:
 def run(quick: bool) -> Result:
     """Measure queues, then the hand-overs of real stages."""
     with Crew(2) as crew:
-        seen = {load: crew.call(take_turns, load) for load in loads(quick)}
+        seen = {load: crew.call(take_turns, load) for load in shown(loads(quick), "sizes of packets")}
         rows, targets = measure_cases(crew, quick)
     found = {load: _by_way(processes) for load, processes in seen.items()}
     figures = {load: figures_of(load, rounds) for load, rounds in found.items()}

@@ -22,6 +22,7 @@ from benchmarks.common import CHEAP_HEAD, build_blocks
 from benchmarks.crew import Crew, Member, cores
 from benchmarks.figures import Figure, ratio, summarize
 from benchmarks.pictures import Curves
+from benchmarks.progress import shown
 from benchmarks.report import Result, Row, Target, at_most
 from pipeline.blocks import canonical
 from pipeline.config import ModelConfig, TrainConfig
@@ -38,7 +39,7 @@ __all__ = ["Method", "Point", "fit_power", "run"]
 
 CLASSES = 10
 _CHANNELS, _SIDE = 32, 16  # of the stack of equal blocks
-_REPETITIONS = 5
+_REPETITIONS = {False: 11, True: 5}  # in turn, by `quick`
 _WARM_UP = 2  # steps
 _REPETITION_S = {False: 0.05, True: 0.03}  # a repetition is as many steps as fill it, at least one
 
@@ -89,7 +90,7 @@ STAGES_COST = 1.02
 def run(quick: bool) -> Result:
     """Time every method along every axis, all sizes and methods of an axis in turn."""
     with Crew(1, available=cores()[:1]) as crew:
-        times = {axis: crew.call(measure, axis, quick)[0] for axis in _AXES[quick]}
+        times = {axis: crew.call(measure, axis, quick)[0] for axis in shown(list(_AXES[quick]), "axes")}
     rows = [row for axis, found in times.items() for row in _rows(axis, found, _AXES[quick][axis])]
     return Result(rows, [_target(times["stages"], _AXES[quick]["stages"])], _picture(times))
 
@@ -187,7 +188,7 @@ def measure(member: Member, axis: str, quick: bool) -> dict[tuple[Method, Point]
             setups[key] = time.perf_counter() - start
             trains[key](_WARM_UP)
             counts[key] = max(1, math.ceil(_REPETITION_S[quick] / _seconds(trains[key], 1)))
-    rounds = [{key: _seconds(trains[key], counts[key]) for key in trains} for _ in range(_REPETITIONS)]
+    rounds = [{key: _seconds(trains[key], counts[key]) for key in trains} for _ in range(_REPETITIONS[quick])]
     return {key: Times([each[key] for each in rounds], setups[key]) for key in trains}
 
 

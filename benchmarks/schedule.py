@@ -18,10 +18,12 @@ import torch.distributed as dist
 from benchmarks.crew import Crew, Member
 from benchmarks.emulated import Load, Turn, Window, ideal_utilisation, summed
 from benchmarks.emulated_ours import run_ours
-from benchmarks.emulated_schedules import SCHEDULES, Scheduled
+from benchmarks.emulated_schedules import Scheduled
 from benchmarks.figures import Figure, ratio, summarize
 from benchmarks.pictures import Curves
+from benchmarks.progress import shown
 from benchmarks.report import Result, Row, Target, at_least
+from benchmarks.schedules import CHUNKS
 
 __all__ = ["Contest", "Method", "contests", "run"]
 
@@ -76,7 +78,7 @@ class _Outcome:
 _Outcomes = dict[Method, _Outcome]
 
 OURS, ONE_F_ONE_B = Method(), Method("1F1B")
-_ALL = (OURS, *(Method(name) for name in SCHEDULES))
+_ALL = (OURS, *(Method(name) for name in CHUNKS))
 _SOME = (OURS, ONE_F_ONE_B, Method("ZBVZeroBubble"))
 
 _FULL = (
@@ -106,7 +108,7 @@ def run(quick: bool) -> Result:
     """Let the methods take turns: 4 and 8 stages in quick form, 2 to 16 else."""
     chosen = contests(quick)
     found: dict[Contest, _Outcomes] = {}
-    for stages in dict.fromkeys(contest.load.stages for contest in chosen):
+    for stages in shown(sorted({contest.load.stages for contest in chosen}), "numbers of stages"):
         with Crew(stages) as crew:
             for contest in (c for c in chosen if c.load.stages == stages):
                 found[contest] = _judge(contest, crew.call(compete, contest))

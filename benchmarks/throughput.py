@@ -16,6 +16,7 @@ from benchmarks.common import CHEAP_HEAD, Trained, Use, processes
 from benchmarks.crew import Crew, Member, cores
 from benchmarks.figures import Figure, ratio, summarize
 from benchmarks.methods import Method, baselines
+from benchmarks.progress import shown
 from benchmarks.report import Result, Row, Target, at_least, at_most, bars
 from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 
@@ -57,11 +58,10 @@ def run(quick: bool) -> Result:
         splits = {method: _split(method.train(crews[method.processes], _for(method, config))) for method in methods}
         seconds: dict[Method, list[float]] = {method: [] for method in methods}
         uses: dict[Method, list[tuple[Use, ...]]] = {method: [] for method in methods}
-        for _ in range(size.rounds):
-            for method in methods:
-                trained = method.train(crews[method.processes], _for(method, config, splits[method]))
-                seconds[method].append(max(one.seconds[-1] for one in trained) / size.steps)
-                uses[method].append(trained[0].stages)
+        for method in shown(methods * size.rounds, "rounds of all methods"):
+            trained = method.train(crews[method.processes], _for(method, config, splits[method]))
+            seconds[method].append(max(one.seconds[-1] for one in trained) / size.steps)
+            uses[method].append(trained[0].stages)
     looked_at = [method for method in methods if method.label in _LOOKED_AT][: 2 if quick else None]
     memory = {method: _peak_memory(method, _for(method, config, splits[method])) for method in looked_at}
     rows = [_row(method, seconds, size) for method in methods]

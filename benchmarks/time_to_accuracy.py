@@ -16,6 +16,7 @@ from benchmarks.crew import Crew, cores
 from benchmarks.figures import ratio, summarize
 from benchmarks.methods import Method, baselines
 from benchmarks.pictures import Curves
+from benchmarks.progress import shown
 from benchmarks.report import Result, Row, Target, at_most
 from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 
@@ -88,17 +89,17 @@ def _measure(case: _Case, methods: Sequence[Method], crews: Mapping[int, Crew]) 
     """What process 0 saw of every method, round by round."""
     found: dict[Method, list[Trained]] = {method: [] for method in methods}
     splits: dict[Method, tuple[int, ...]] = {}
-    for seed in range(1, case.rounds + 1):
-        for method in methods:
-            config = replace(case.config, train=replace(case.config.train, seed=seed))
-            # The network as the method would train it: its nonlinearity follows the loss.
-            config = override(config, {"loss": "glob"} if method.is_backprop else {})
-            if method in splits:
-                config = override(config, {"split": splits[method]})
-            found[method].append(method.train(crews[method.processes], config)[0])
-            stages = found[method][0].stages
-            if len(stages) > 1:
-                splits[method] = tuple(len(stage.blocks) for stage in stages)
+    turns = [(seed, method) for seed in range(1, case.rounds + 1) for method in methods]
+    for seed, method in shown(turns, case.name):
+        config = replace(case.config, train=replace(case.config.train, seed=seed))
+        # The network as the method would train it: its nonlinearity follows the loss.
+        config = override(config, {"loss": "glob"} if method.is_backprop else {})
+        if method in splits:
+            config = override(config, {"split": splits[method]})
+        found[method].append(method.train(crews[method.processes], config)[0])
+        stages = found[method][0].stages
+        if len(stages) > 1:
+            splits[method] = tuple(len(stage.blocks) for stage in stages)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.baselines import SCHEDULES, chunks_of
+from benchmarks.baselines import SCHEDULES
 from benchmarks.common import Trained
 from benchmarks.crew import Crew
 from benchmarks.heads import difference
@@ -25,13 +25,6 @@ CONFIG = RunConfig(
     model=ModelConfig(model="vgg8b", width=0.125, nonlinearity="relu"),
     train=TrainConfig(loss="glob", batch_size=32, epochs=2, decoder_dim=256, lr=2e-3, threads=1),
 )
-
-
-def test_a_schedule_spreads_all_chunks_over_the_processes() -> None:
-    for name, each in SCHEDULES.items():
-        chunks = [chunks_of(rank, 3, name) for rank in range(3)]
-        assert sorted(index for mine in chunks for index in mine) == list(range(3 * each))
-    assert [chunks_of(rank, 2, "ZBVZeroBubble") for rank in range(2)] == [[0, 3], [1, 2]]
 
 
 def test_time_to_an_error_ends_with_the_first_epoch_that_is_good_enough() -> None:

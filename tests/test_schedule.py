@@ -18,8 +18,9 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 
 from benchmarks.crew import Crew, Member
 from benchmarks.emulated import Load, Turn, Window, Work, ideal_utilisation, summed
-from benchmarks.emulated_schedules import SCHEDULES, Chunk, Scheduled, chunks_of
+from benchmarks.emulated_schedules import Chunk, Scheduled
 from benchmarks.schedule import contests
+from benchmarks.schedules import CHUNKS, chunks_of
 
 # Idle percent of equal stages with free messages, by stages and microbatches; found by simulating every action.
 IDLE_PERCENT = {
@@ -84,7 +85,7 @@ def test_work_counts_what_was_slept_for_the_batches_of_the_window() -> None:
 
 
 def test_chunks_of_every_schedule_cover_the_network() -> None:
-    for name, each in SCHEDULES.items():
+    for name, each in CHUNKS.items():
         held = [chunks_of(rank, 4, name) for rank in range(4)]
         assert sorted(chunk for chunks in held for chunk in chunks) == list(range(4 * each))
     assert chunks_of(1, 4, "ZBVZeroBubble") == [1, 6] and chunks_of(1, 4, "InterleavedZeroBubble") == [1, 5]
@@ -140,7 +141,7 @@ def test_work_of_a_microbatch_is_forward_input_and_weight_each_at_its_time() -> 
     load = Load(2, 0.24)
     with Crew(2) as crew:
         split = {name: crew.call(zero_bubble, name, 4) for name in ("InterleavedZeroBubble", "ZBVZeroBubble")}
-        slept = {name: crew.call(slept_in_a_step, name, load) for name in SCHEDULES}
+        slept = {name: crew.call(slept_in_a_step, name, load) for name in CHUNKS}
     for name, ranks in split.items():
         for seen in ranks:
             assert sorted(seen) == sorted("FIW" * 8), f"{name}: two chunks, four microbatches"

@@ -1,0 +1,36 @@
+"""torch's pipeline schedules: which chunks of a network each process holds, and how a schedule is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch import Tensor
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle, get_schedule_class
+
+__all__ = ["CHUNKS", "Schedule", "chunks_of", "create_schedule"]
+
+CHUNKS = {"GPipe": 1, "1F1B": 1, "Interleaved1F1B": 2, "InterleavedZeroBubble": 2, "ZBVZeroBubble": 2}
+"""The schedules that are compared, and the chunks of the network that each of their processes holds."""
+
+Schedule = PipelineScheduleSingle | PipelineScheduleMulti
+
+
+def chunks_of(rank: int, processes: int, schedule: str) -> list[int]:
+    """Chunks that a process holds: one; every K-th (interleaved); or both ends of a V (zero bubble V).
+
+    For 2 processes: [0] and [1]; [0, 2] and [1, 3]; [0, 3] and [1, 2].
+    """
+    if CHUNKS[schedule] == 1:
+        return [rank]
+    last = 2 * processes - 1
+    return [rank, last - rank] if schedule.startswith("ZBV") else [rank, rank + processes]
+
+
+def create_schedule(
+    name: str, stages: Sequence[PipelineStage], microbatches: int, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Schedule:
+    """torch's schedule `name` over the chunks of this process, in the order of `chunks_of`."""
+    kind: Any = get_schedule_class(name)
+    return cast(Schedule, kind(stages[0] if CHUNKS[name] == 1 else list(stages), microbatches, loss_fn=loss))
