@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -47,7 +47,8 @@ def train_backprop(member: Member, config: RunConfig) -> Trained:
 def train_ddp(member: Member, config: RunConfig) -> Trained:
     """Every process has the whole network and an equal part of each batch; gradients are averaged.
 
-    Batch norm sees that part only, so that this is not quite the same training.
+    Batch norm sees that part only, so that this is not quite the same training, and keeps running statistics of its
+    own in every process: the network that counts is that of process 0.
     """
     device = choose_device(member, config)
     batches = open_batches(config, device)
@@ -74,8 +75,16 @@ def _train(
         device,
         step=step,
         set_learning_rate=lambda lr: _set_learning_rate([optimizer], lr),
-        error=lambda: error_percent(model, batches.test(), device),
+        error=lambda: _told_by_first(member, lambda: error_percent(model, batches.test(), device)),
     )
+
+
+def _told_by_first(member: Member, measure: Callable[[], float]) -> float:
+    """What process 0 measures, told to all."""
+    told = [measure() if member.rank == 0 else 0.0]
+    if member.size > 1:
+        dist.broadcast_object_list(told)
+    return told[0]
 
 
 def _part(x: Tensor, member: Member) -> Tensor:
@@ -150,15 +159,14 @@ class _Scheduled:
         parts: list[Any] = [None] * self.member.size
         mine = {index: {n: t.cpu() for n, t in block.state_dict().items()} for index, block in self.blocks.items()}
         dist.gather_object(mine, parts if self.member.rank == 0 else None)
-        told: list[float] = [0.0]
-        if self.member.rank == 0:
-            whole = build_blocks(self.network, self.config.train.seed, self.device)
-            for part in parts:
-                for index, state in part.items():
-                    whole[index].load_state_dict(state)
-            told = [error_percent(nn.Sequential(*whole), batches.test(), self.device)]
-        dist.broadcast_object_list(told)
-        return told[0]
+        return _told_by_first(self.member, lambda: self._error_of(parts, batches))
+
+    def _error_of(self, parts: Sequence[Any], batches: Batches) -> float:
+        whole = build_blocks(self.network, self.config.train.seed, self.device)
+        for part in parts:
+            for index, state in part.items():
+                whole[index].load_state_dict(state)
+        return error_percent(nn.Sequential(*whole), batches.test(), self.device)
 
 
 def train_scheduled(member: Member, config: RunConfig, name: str, microbatches: int) -> Trained:

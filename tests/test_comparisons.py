@@ -23,7 +23,7 @@ from tests.processes import ROOT
 CONFIG = RunConfig(
     data=DataConfig(dataset="digits", train_limit=256, test_limit=100),
     model=ModelConfig(model="vgg8b", width=0.125, nonlinearity="relu"),
-    train=TrainConfig(loss="glob", batch_size=32, epochs=2, decoder_dim=256, lr=2e-3, threads=1),
+    train=TrainConfig(loss="glob", batch_size=32, epochs=4, decoder_dim=256, lr=2e-3, threads=1),
 )
 
 
@@ -49,12 +49,14 @@ def test_all_baselines_learn_alike() -> None:
         pred = Method("pred", "ours", 2, (("loss", "pred"),)).train(team, CONFIG)
         common = Method("commonly", "reference", 1).train(solo, override(CONFIG, {"loss": "predsim"}))
     errors = {label: trained[0].errors for label, trained in found.items()}
-    assert all(len(trained.seconds) == 2 and min(trained.seconds) > 0 for runs in found.values() for trained in runs)
+    seconds = [trained.seconds for runs in found.values() for trained in runs]
+    assert all(len(each) == CONFIG.train.epochs and min(each) > 0 for each in seconds)
     assert all(trained.errors == runs[0].errors for runs in found.values() for trained in runs[1:]), "all are told"
-    assert errors["backprop, one process"] == pytest.approx(errors["backprop, stages in turn"], abs=3)
+    alone, in_turn = errors["backprop, one process"], errors["backprop, stages in turn"]
+    assert alone[:2] == pytest.approx(in_turn[:2], abs=3), "other sums of floats drive them apart later"
     assert errors["backprop, GPipe"] == errors["backprop, 1F1B"], "two orders of the same sums"
     finals = {label: error[-1] for label, error in errors.items()}
-    assert all(final is not None and final < 75 for final in finals.values()), finals  # chance is 90
+    assert all(final is not None and final < 40 for final in finals.values()), finals  # chance is 90
     assert [stage.rank for stage in pred[0].stages] == [0, 1] and pred[0].stages[0].bytes_sent > 0
     assert common[0].errors[-1] is not None and common[0].errors[-1] < 85
 
