@@ -57,7 +57,7 @@ def _losses(*names: str) -> dict[str, RunConfig]:
 
 
 PLAIN = _losses("pred", "predsim", "predsim-bio", "glob", "glob+predsim") | {
-    "cheap head": vary(BASE, similarity_head="pool-4"),
+    "cheap head": vary(BASE, similarity_head="pool-4x4"),
     "sgd": vary(BASE, optimizer="sgd", momentum=0.9, weight_decay=1e-4, lr=0.05),
     "amsgrad": vary(BASE, optimizer="amsgrad"),
     "rare evaluation": vary(BASE, loss="pred", epochs=3, eval_every=2),
