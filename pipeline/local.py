@@ -20,12 +20,15 @@ __all__ = ["LocalBlock", "Meter", "Numerics", "create_loss", "create_optimizer"]
 
 M = TypeVar("M", bound=nn.Module)
 
-_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FORMATS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """Device, number format and memory layout of a stage's computation."""
+    """Device, number format and memory layout of a stage's computation.
+
+    `fp64` is for comparisons with recorded traces; no flag asks for it.
+    """
 
     device: torch.device
     precision: str = "fp32"
@@ -43,9 +46,16 @@ class Numerics:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Mixed precision where the precision is not fp32; weights stay float32."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.precision != "fp32"):
+        """Mixed precision where the precision is a half one; weights stay float32."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4):
             yield
+
+    def place(self, module: M) -> M:
+        """`module` on the device in the memory layout, its weights in float64 where that is the precision."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        if self.precision == "fp64":
+            module = module.to(torch.float64)
+        return module.to(self.device).to(memory_format=layout)
 
 
 class Meter:
@@ -160,15 +170,11 @@ class LocalBlock:
         gradient_out: bool = False,
     ) -> None:
         self.index, self.config, self.numerics = index, config, numerics
-        self.block, self.loss = self._place(block), None if loss is None else self._place(loss)
+        self.block, self.loss = numerics.place(block), None if loss is None else numerics.place(loss)
         self.gradient_in, self.gradient_out = gradient_in, gradient_out
         self.train_meter, self.test_meter = Meter(numerics.device), Meter(numerics.device)
         self.optimizer = create_optimizer(config, [p for _, p in self._named_trainable()], numerics.fused)
         self._x = self._h = self._out = torch.empty(0)
-
-    def _place(self, module: M) -> M:
-        layout = torch.channels_last if self.numerics.channels_last else torch.contiguous_format
-        return module.to(self.numerics.device).to(memory_format=layout)
 
     def _named_trainable(self) -> list[tuple[str, nn.Parameter]]:
         head = () if self.loss is None else self.loss.named_parameters(prefix="local_head")

@@ -71,6 +71,11 @@ def similarity_matrix(h: Tensor) -> Tensor:
     return (unit @ unit.T).clamp(-1.0, 1.0)
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The number format that losses are computed in: half precisions go up to float32, wider ones stay."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class _FeedbackAlignment(torch.autograd.Function):
     """Linear map whose input gradient goes through fixed random weights (Lillicrap et al. 2016)."""
 
@@ -207,7 +212,7 @@ class LocalLoss(nn.Module):
         Returns:
             Scalar loss (float32) and class scores [B, K] without gradient, or None.
         """
-        onehot = F.one_hot(labels, self.classes).float()
+        onehot = F.one_hot(labels, self.classes).to(_wide(h.dtype))
         targets = onehot if self.projection is None else onehot @ self.projection.T
         loss, scores = None, None
         if self.decoder is not None:
@@ -220,17 +225,19 @@ class LocalLoss(nn.Module):
 
     def _predict(self, decoder: nn.Module, h: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the local classifier; binary cross-entropy against the binarised targets in -bio."""
-        outputs = decoder(self.pool(h).flatten(1)).float()
+        outputs = decoder(self.pool(h).flatten(1))
+        outputs = outputs.to(_wide(outputs.dtype))
         if self.projection is None:
             return F.cross_entropy(outputs, labels), outputs.detach()
-        loss = F.binary_cross_entropy_with_logits(outputs, (targets > 0).float())
+        loss = F.binary_cross_entropy_with_logits(outputs, (targets > 0).to(outputs.dtype))
         # The binary cross-entropy against the code of class k is, up to a term without k, minus this product.
-        codes = (self.projection > 0).float()  # [P, K]: column k is the code of class k
+        codes = (self.projection > 0).to(outputs.dtype)  # [P, K]: column k is the code of class k
         return loss, outputs.detach() @ codes
 
     def _match(self, similarity: nn.Module, h: Tensor, targets: Tensor) -> Tensor:
         """Mean squared difference of the B x B similarity matrices of features and targets (equation 3)."""
-        features = similarity(h).float()
+        features = similarity(h)
+        features = features.to(_wide(features.dtype))
         return F.mse_loss(similarity_matrix(features), similarity_matrix(targets))
 
 
@@ -243,7 +250,7 @@ class OutputLoss(nn.Module):
 
     def forward(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss of a batch and the class scores without gradient; h is [B, K], labels are int64 [B]."""
-        scores = h.float()
+        scores = h.to(_wide(h.dtype))
         return F.cross_entropy(scores, labels) * self.scale, scores.detach()
 
 

@@ -1,4 +1,8 @@
-"""The recorded training traces of the authors' implementation: same start, same batches, same losses and weights."""
+"""The recorded training traces of the authors' implementation: same start, same batches, same losses and weights.
+
+Recorded twice: in float64, where two machines agree to nine digits, and in float32, where rounding grows from step to
+step by how much the instruction set says. So float64 is compared sharply, and float32 by what holds on any machine.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +38,15 @@ NAMES = {
 }
 
 
-class Golden:
-    """One recorded run."""
+LAYOUTS = {"nchw": False, "channels_last, fused": True}  # the authors' own layout and optimizer, and ours
 
-    def __init__(self, path: Path) -> None:
-        self.arrays = dict(np.load(path, allow_pickle=False))
+
+class Golden:
+    """One recorded run: inputs and initial weights in float32, outcomes in float32 and in float64."""
+
+    def __init__(self, shared: Path, name: str) -> None:
+        self.arrays = dict(np.load(shared / "golden" / f"{name}.npz", allow_pickle=False))
+        self.wide = dict(np.load(shared / "golden64" / f"{name}.npz", allow_pickle=False))
         self.meta: dict[str, Any] = json.loads(str(self.arrays["meta"]))
 
     def config(self) -> TrainConfig:
@@ -52,8 +60,8 @@ class Golden:
             lr=meta["lr"],
         )
 
-    def stage(self, *, faithful: bool) -> Stage:
-        """The network in one stage with the recorded weights; `faithful` is NCHW without a fused optimizer."""
+    def stage(self, layout: str, precision: str) -> Stage:
+        """The network in one stage with the recorded weights."""
         meta, config = self.meta, self.config()
         model = ModelConfig(
             model=meta["model"],
@@ -65,7 +73,8 @@ class Golden:
         shape = self.arrays["x"].shape[2:]
         network = named_network(model, shape, meta["classes"], config.loss)
         shapes = infer_shapes(network, shape)
-        numerics = Numerics(torch.device("cpu"), channels_last=not faithful, fused=not faithful)
+        ours = LAYOUTS[layout]
+        numerics = Numerics(torch.device("cpu"), precision, channels_last=ours, fused=ours)
         stage = build_stage(config, network, shapes, meta["classes"], [len(network)], 0, numerics)
         for name, tensor in self.tensors(stage, "init").items():
             tensor.copy_(torch.from_numpy(self.arrays[name]))
@@ -109,7 +118,7 @@ def own_state(block: LocalBlock) -> dict[str, Tensor]:
 
 @pytest.fixture(params=RUNS)
 def golden(request: pytest.FixtureRequest, shared_dir: Path) -> Golden:
-    return Golden(shared_dir / "golden" / f"{request.param}.npz")
+    return Golden(shared_dir, request.param)
 
 
 def train(golden: Golden, stage: Stage) -> tuple[list[float], list[float]]:
@@ -132,33 +141,44 @@ def evaluate(golden: Golden, stage: Stage) -> Tensor:
 
 
 def test_every_recorded_run_is_listed(shared_dir: Path) -> None:
-    assert sorted(path.stem for path in (shared_dir / "golden").glob("*.npz")) == sorted(RUNS)
+    for folder in ("golden", "golden64"):
+        assert sorted(path.stem for path in (shared_dir / folder).glob("*.npz")) == sorted(RUNS)
 
 
-def test_training_follows_the_recorded_trace(golden: Golden) -> None:
-    stage = golden.stage(faithful=True)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_in_float64_follows_the_recorded_trace(golden: Golden, layout: str) -> None:
+    stage = golden.stage(layout, "fp64")
     local, output = train(golden, stage)
-    np.testing.assert_allclose(local, golden.arrays["loss_local_sum"], rtol=1e-4, atol=3e-5)
-    np.testing.assert_allclose(output, golden.arrays["loss_output"], rtol=1e-4, atol=3e-5)
-    noise = 1.2 * golden.meta["steps"] * golden.meta["lr"]
+    found = {
+        "loss_local_sum": np.array(local),
+        "loss_output": np.array(output),
+        "eval_logits_first_batch": evaluate(golden, stage).numpy(),
+        **{name: tensor.numpy() for name, tensor in golden.tensors(stage, "final").items()},
+    }
+    for name, values in found.items():
+        assert values.dtype in (np.float64, np.int64), name
+        # The sums of local losses were recorded with the digits of float32; nothing else needs more than 2e-9.
+        np.testing.assert_allclose(values, golden.wide[name], rtol=2e-7, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_in_float32_stays_close_to_the_float64_trace(golden: Golden, layout: str) -> None:
+    stage = golden.stage(layout, "fp32")
+    local, output = train(golden, stage)
+    for found, name in ((local, "loss_local_sum"), (output, "loss_output")):
+        np.testing.assert_allclose(found[0], golden.wide[name][0], rtol=1e-5)
+        np.testing.assert_allclose(found, golden.wide[name], rtol=2e-3)
+    chaotic = (golden.meta["model"], golden.meta["loss"]) == ("vgg8b", "glob")
+    # A value next to the kink of a ReLU may fall to the other side, and Adam makes whole steps of what that changes:
+    # one such value of vgg8b_pred_bio moves its tensor by 4 % where convolutions add up in the order of AVX2.
+    limit = 0.20 if chaotic or LAYOUTS[layout] else 0.01
     for name, tensor in golden.tensors(stage, "final").items():
         # A batch norm follows the encoder's bias: its gradient is rounding noise, which Adam blows up to the rate.
-        loose = name.endswith(("encoder.bias", "bn.running_mean"))
-        rtol, atol = (0.0, noise) if loose else (1e-4, 3e-5)
-        np.testing.assert_allclose(tensor.numpy(), golden.arrays[name], rtol=rtol, atol=atol, err_msg=name)
-    np.testing.assert_allclose(
-        evaluate(golden, stage).numpy(), golden.arrays["eval_logits_first_batch"], rtol=0, atol=2e-3
-    )
-
-
-def test_channels_last_and_the_fused_optimizer_stay_close_to_the_trace(golden: Golden) -> None:
-    stage = golden.stage(faithful=False)
-    local, output = train(golden, stage)
-    np.testing.assert_allclose(local, golden.arrays["loss_local_sum"], rtol=0, atol=1e-3)
-    np.testing.assert_allclose(output, golden.arrays["loss_output"], rtol=0, atol=1e-3)
-    # With another order of summation the bias's rounding noise may have the opposite sign: the walks drift apart.
-    noise = 2 * 1.2 * golden.meta["steps"] * golden.meta["lr"]
-    for name, tensor in golden.tensors(stage, "final").items():
-        loose = name.endswith(("encoder.bias", "bn.running_mean"))
-        atol = noise if loose else 2e-3
-        np.testing.assert_allclose(tensor.numpy(), golden.arrays[name], rtol=0, atol=atol, err_msg=name)
+        if name.endswith(("encoder.bias", "bn.running_mean")) or not tensor.is_floating_point():
+            continue
+        start, end = golden.arrays[name.replace("final/", "init/", 1)], golden.wide[name]
+        off, moved = (float(np.linalg.norm(end - values)) for values in (tensor.numpy(), start))
+        assert off <= limit * moved, f"{name} is {off:.3g} off after moving {moved:.3g}"
+    if not chaotic:
+        logits = evaluate(golden, stage).numpy()
+        np.testing.assert_allclose(logits, golden.wide["eval_logits_first_batch"], rtol=0, atol=5e-3)
