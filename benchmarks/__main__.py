@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.crew import CrewError
-from benchmarks.report import Result, publish
-from benchmarks.tables import tables
+from benchmarks.harness.crew import CrewError
+from benchmarks.harness.report import Result, publish
+from benchmarks.harness.tables import tables
 from pipeline.errors import PipelineError
 
 __all__ = ["EXPERIMENTS", "main"]
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _module(name: str) -> str:
-    return f"benchmarks.{name.replace('-', '_')}"
+    return f"benchmarks.experiments.{name.replace('-', '_')}"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

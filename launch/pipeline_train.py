@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from pipeline.config import to_toml
+from pipeline.config.cli import Command, parse
+from pipeline.config.recipes import RECIPES
+from pipeline.config.toml import to_toml
 from pipeline.errors import ConfigError, DataError, PipelineError
-from pipeline.flags import Command, parse
-from pipeline.recipes import RECIPES
 
 __all__ = ["main"]
 
@@ -77,13 +77,13 @@ def _print(text: str) -> None:
 
 def _dry_run(command: Command) -> None:
     if _RANK == 0:
-        from pipeline.dry_run import dry_run
+        from pipeline.report.dry_run import dry_run
 
         dry_run(command.config, _WORLD_SIZE)
 
 
 def _train(command: Command) -> None:
-    from pipeline.run_folder import default_folder
+    from pipeline.report.run_folder import default_folder
     from pipeline.training import Options, run
 
     config = command.config

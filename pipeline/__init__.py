@@ -9,10 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.config import TrainConfig
+    from pipeline.config.schema import TrainConfig
     from pipeline.errors import ConfigError, DataError, StageFailure
     from pipeline.inference import load_model
-    from pipeline.models import blocks_from, create_model
+    from pipeline.network.sequential import blocks_from
+    from pipeline.network.zoo import create_model
     from pipeline.training import TrainResult, train
 
 __version__ = "0.1.0"
@@ -33,10 +34,10 @@ _HOMES = {
     "ConfigError": "errors",
     "DataError": "errors",
     "StageFailure": "errors",
-    "TrainConfig": "config",
+    "TrainConfig": "config.schema",
     "TrainResult": "training",
-    "blocks_from": "models",
-    "create_model": "models",
+    "blocks_from": "network.sequential",
+    "create_model": "network.zoo",
     "load_model": "inference",
     "train": "training",
 }

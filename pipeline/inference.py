@@ -8,9 +8,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pipeline.config import read_toml
+from pipeline.config.toml import read_toml
 from pipeline.errors import ConfigError, DataError
-from pipeline.models import CUSTOM, build_block, given_network, named_network
+from pipeline.network.sequential import CUSTOM, given_network
+from pipeline.network.spec import build_block
+from pipeline.network.zoo import named_network
 
 __all__ = ["load_model"]
 

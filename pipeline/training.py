@@ -13,25 +13,35 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pipeline.blocks import Block
-from pipeline.config import RunConfig, TrainConfig, to_toml
-from pipeline.connect import connect_stage
-from pipeline.control import known_to_all, lost_connection
-from pipeline.data import Batches
-from pipeline.display import Display, NullDisplay, create_display
+from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.config.toml import to_toml
+from pipeline.data.batches import Batches
 from pipeline.errors import ConfigError, PipelineError, first_line
-from pipeline.layout import Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration, share_sizes
-from pipeline.local import Numerics
-from pipeline.metrics import EpochRecord, Summary
-from pipeline.models import CUSTOM, given_network, named_network
-from pipeline.monitor import Monitor
-from pipeline.reports import gather_plan, gather_summary, gather_trace, report_plan, report_summary
-from pipeline.run_folder import RunFolder
-from pipeline.stage import Stage, build_stage
-from pipeline.state import FinalState, collect_state
-from pipeline.trace import Recorder
-from pipeline.worker import Ends, Worker, packets
-from pipeline.world import LinkFactory, World, connect, reproducible
+from pipeline.learning.numerics import Numerics
+from pipeline.learning.stage import Stage, build_stage
+from pipeline.network.blocks import Block
+from pipeline.network.sequential import CUSTOM, given_network
+from pipeline.network.zoo import named_network
+from pipeline.report.collector import Monitor
+from pipeline.report.display import Display, NullDisplay, create_display
+from pipeline.report.gather import gather_plan, gather_summary, gather_trace, report_plan, report_summary
+from pipeline.report.records import EpochRecord, Summary
+from pipeline.report.run_folder import RunFolder
+from pipeline.runtime.agreement import (
+    Layout,
+    NetworkFactory,
+    Sizes,
+    agree_on_layout,
+    check_same_configuration,
+    share_sizes,
+)
+from pipeline.runtime.channels import connect_stage
+from pipeline.runtime.checkpoint import FinalState, collect_state
+from pipeline.runtime.feed import packets
+from pipeline.runtime.worker import Ends, Worker
+from pipeline.runtime.world import LinkFactory, World, connect, reproducible
+from pipeline.spans import Recorder
+from pipeline.transport.control import known_to_all, lost_connection
 
 __all__ = ["Options", "TrainResult", "run", "train"]
 

@@ -1,0 +1,89 @@
+"""One way to call every method that is compared: each trains the same network on the same batches, in a crew.
+
+ours        blocks with local losses, or `glob` with stages that take turns: the product's own `run`
+baselines   global backprop in one process, with DDP, and in torch's pipeline schedules
+reference   local losses in the style in which the method was published
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from benchmarks.contenders.backprop import train_backprop, train_ddp
+from benchmarks.contenders.common import Trained, Use
+from benchmarks.contenders.reference_style import train_reference_style
+from benchmarks.contenders.schedules import SCHEDULES, train_scheduled
+from benchmarks.harness.crew import Crew, Member
+from pipeline.config.schema import RunConfig, override
+from pipeline.training import Options, run
+
+__all__ = ["Method", "baselines", "train", "train_ours"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to train.
+
+    Attributes:
+        label: for tables.
+        kind: `ours`, `backprop`, `ddp`, `reference`, or a schedule of torch's by its name.
+        processes: how many train together.
+        overrides: fields of the configuration, as (name, value).
+        microbatches: of a schedule.
+    """
+
+    label: str
+    kind: str
+    processes: int
+    overrides: tuple[tuple[str, object], ...] = ()
+    microbatches: int = 1
+
+    def train(self, crew: Crew, config: RunConfig) -> list[Trained]:
+        """Train in all processes of a crew of the right size; what each of them saw."""
+        assert crew.size == self.processes
+        return crew.call(train, self, config)
+
+    @property
+    def is_backprop(self) -> bool:
+        """Whether it is one of the alternatives that local learning is held against."""
+        return self.kind not in ("ours", "reference") or ("loss", "glob") in self.overrides
+
+
+def baselines(processes: int, microbatches: int) -> list[Method]:
+    """Global backprop in all its forms: one process, DDP, torch's schedules, and stages that take turns."""
+    schedules = [Method(f"backprop, {name}", name, processes, (), microbatches) for name in SCHEDULES]
+    return [
+        Method("backprop, one process", "backprop", 1),
+        Method("backprop, DDP", "ddp", processes),
+        *schedules,
+        Method("backprop, stages in turn", "ours", processes, (("loss", "glob"),)),
+    ]
+
+
+def train(member: Member, method: Method, config: RunConfig) -> Trained:
+    """Run one method in this process of a crew."""
+    config = override(config, dict(method.overrides))
+    config = replace(config, train=replace(config.train, threads=member.threads))
+    if method.kind in SCHEDULES:
+        return train_scheduled(member, config, method.kind, method.microbatches)
+    kinds: dict[str, Callable[[Member, RunConfig], Trained]] = {
+        "ours": train_ours,
+        "backprop": train_backprop,
+        "ddp": train_ddp,
+        "reference": train_reference_style,
+    }
+    return kinds[method.kind](member, config)
+
+
+def train_ours(member: Member, config: RunConfig) -> Trained:
+    """What the command line does, without a run folder."""
+    result = run(config, Options())
+    stages = tuple(
+        Use(stage.rank, stage.blocks, stage.busy_fraction, stage.bytes_sent) for stage in result.summary.stage
+    )
+    return Trained(
+        tuple(epoch.seconds for epoch in result.epochs),
+        tuple(epoch.test_error_percent for epoch in result.epochs),
+        stages,
+    )

@@ -1,0 +1,1 @@
+"""What `python -m benchmarks list` prints, a module each."""

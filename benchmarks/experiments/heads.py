@@ -1,0 +1,179 @@
+"""Cheaper similarity heads: the test error they cost and the time they save, against the paper's head.
+
+Takes an hour or two. Every training run leaves its folder, so that an experiment that was broken off goes on where it
+stopped; delete `runs/benchmarks/heads` to begin anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.contenders.common import CHEAP_HEAD, barrier, choose_device
+from benchmarks.contenders.methods import Method
+from benchmarks.harness.crew import Crew, Member, cores
+from benchmarks.harness.figures import ratio, summarize
+from benchmarks.harness.pictures import Bars
+from benchmarks.harness.progress import shown
+from benchmarks.harness.report import Result, Row, Target, at_most
+from pipeline.config.schema import SIMILARITY_HEADS, DataConfig, ModelConfig, RunConfig, TrainConfig, override
+from pipeline.training import Options
+from pipeline.training import run as train
+
+__all__ = ["Difference", "difference", "run"]
+
+_PAPER, _PRED = "conv", "pred"  # the reference, and no similarity at all
+_CANDIDATES = (*SIMILARITY_HEADS, _PRED)
+_DECODER_DIM = {"cifar10": 2048, "fashion_mnist": 1024, "digits": 4096}
+_TOLERANCE = 0.2  # points of test error that a head may cost
+_FOLDER = Path("runs") / "benchmarks" / "heads"
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How much is trained and measured."""
+
+    datasets: tuple[str, ...]
+    width: float
+    train_limit: int
+    test_limit: int
+    epochs: int
+    seeds: int
+    candidates: tuple[str, ...]
+    timed_width: float
+    rounds: int
+
+
+_FULL = _Size(("fashion_mnist", "cifar10"), 0.25, 10_000, 5_000, 3, 3, _CANDIDATES, 1.0, 5)
+_QUICK = _Size(("digits",), 0.125, 256, 128, 1, 2, ("conv", CHEAP_HEAD, "pred"), 0.125, 3)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two means with its standard error (Welch)."""
+
+    mean: float
+    standard_error: float
+
+
+def difference(values: Sequence[float], references: Sequence[float]) -> Difference:
+    """Mean of `values` minus mean of `references`, at least two of each."""
+    error = math.sqrt(statistics.variance(values) / len(values) + statistics.variance(references) / len(references))
+    return Difference(statistics.fmean(values) - statistics.fmean(references), error)
+
+
+def run(quick: bool, data_dir: str) -> Result:
+    """Train every candidate on every data set and seed, then time a step of each against global backprop."""
+    size = _QUICK if quick else _FULL
+    errors = _train_all(size, data_dir, _FOLDER / ("quick" if quick else "full"))
+    with Crew(1) as crew:
+        seconds = _time_all(size, crew)
+    rows = [_row(dataset, head, errors, seconds) for dataset in size.datasets for head in size.candidates]
+    targets = [
+        _verdict(dataset, CHEAP_HEAD, errors[dataset, CHEAP_HEAD], errors[dataset, _PAPER])
+        for dataset in size.datasets
+    ]
+    cost = ratio(seconds[CHEAP_HEAD], seconds["backprop"])
+    shown = {row.label: row.figures["test_error_percent"] for row in rows}
+    targets.append(at_most(f"2. step time with {CHEAP_HEAD} over a backprop step", 1.0, cost))
+    return Result(rows, targets, Bars("test error, % (narrow network, short training)", shown))
+
+
+def _config(size: _Size, dataset: str, head: str, seed: int, data_dir: str) -> RunConfig:
+    config = RunConfig(
+        data=DataConfig(dataset=dataset, data_dir=data_dir, train_limit=size.train_limit, test_limit=size.test_limit),
+        model=ModelConfig(model="vgg8b", width=size.width),
+        train=TrainConfig(
+            decoder_dim=_DECODER_DIM[dataset], epochs=size.epochs, eval_every=size.epochs, seed=seed, threads=1
+        ),
+    )
+    return override(config, {"loss": "pred"} if head == _PRED else {"similarity_head": head})
+
+
+def _train_all(size: _Size, data_dir: str, folder: Path) -> dict[tuple[str, str], list[float]]:
+    """Test errors by (data set, head), one of every seed: a run on each core, one thread each."""
+    jobs = [
+        (dataset, head, seed)
+        for seed in range(1, size.seeds + 1)
+        for head in size.candidates
+        for dataset in size.datasets
+    ]
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in cores():
+        free.put(core)
+
+    def work(job: tuple[str, str, int]) -> float:
+        core = free.get()
+        try:
+            return _error(folder / "-".join(map(str, job)), _config(size, *job, data_dir), core)
+        finally:
+            free.put(core)
+
+    with ThreadPoolExecutor(len(cores())) as pool:
+        futures = {job: pool.submit(work, job) for job in jobs}
+        errors = {job: futures[job].result() for job in shown(jobs, "training runs")}
+    found: dict[tuple[str, str], list[float]] = {}
+    for (dataset, head, _), error in errors.items():
+        found.setdefault((dataset, head), []).append(error)
+    return found
+
+
+def _error(folder: Path, config: RunConfig, core: int) -> float:
+    """Test error of a run, trained now unless its folder holds the result."""
+    summary = folder / "summary.json"
+    if not summary.exists():
+        with Crew(1, available=[core]) as crew:
+            crew.call(_train, config, str(folder))
+    return float(json.loads(summary.read_text(encoding="utf-8"))["test_error_percent"])
+
+
+def _train(member: Member, config: RunConfig, folder: str) -> None:
+    train(config, Options(output=folder, overwrite=True))
+    barrier(member, choose_device(member, config))
+
+
+def _time_all(size: _Size, crew: Crew) -> dict[str, list[float]]:
+    """Seconds of a step of vgg8b on made-up 32x32x3 images, all cores, alternatives in turn; the first is no round."""
+    steps, batch = 2, 32
+    config = RunConfig(
+        data=DataConfig(dataset="synthetic", train_limit=steps * batch, test_limit=batch),
+        model=ModelConfig(model="vgg8b", width=size.timed_width),
+        train=TrainConfig(batch_size=batch, epochs=2, eval_every=2, decoder_dim=2048),
+    )
+    methods = {"backprop": Method("backprop", "backprop", 1)}
+    for head in size.candidates:
+        change = ("loss", "pred") if head == _PRED else ("similarity_head", head)
+        methods[head] = Method(head, "ours", 1, (change,))
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for name in shown(list(methods) * size.rounds, "steps of every head"):
+        trained = methods[name].train(crew, override(config, {"loss": "glob"}) if name == "backprop" else config)
+        seconds[name].append(trained[0].seconds[-1] / steps)
+    return seconds
+
+
+def _row(
+    dataset: str, head: str, errors: Mapping[tuple[str, str], Sequence[float]], seconds: Mapping[str, Sequence[float]]
+) -> Row:
+    figures = {
+        "test_error_percent": summarize(errors[dataset, head]),
+        "step_time_over_backprop": ratio(seconds[head], seconds["backprop"]),
+    }
+    settings: dict[str, object] = {"dataset": dataset, "head": head, "mean": statistics.fmean(errors[dataset, head])}
+    if head != _PAPER:
+        found = difference(errors[dataset, head], errors[dataset, _PAPER])
+        settings |= {"minus_full_head": found.mean, "standard_error": found.standard_error}
+    return Row(f"{dataset}: {head}", settings, figures)
+
+
+def _verdict(dataset: str, head: str, errors: Sequence[float], full: Sequence[float]) -> Target:
+    """Whether a head is within 0.2 points of the full one, or within the standard error of the difference."""
+    found = difference(errors, full)
+    name = f"2. {dataset}: test error with {head} minus the full head's, points, ± {found.standard_error:.2f}"
+    met = found.mean <= max(_TOLERANCE, found.standard_error)
+    return Target(name, f"at most {_TOLERANCE:g} or its standard error", found.mean, met)

@@ -1,0 +1,1 @@
+"""Batches: named data sets and a user's own, in an order that only the seed decides."""

@@ -1,0 +1,84 @@
+"""Which blocks go to which stage: pure functions of costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+from pipeline.config.schema import TrainConfig
+from pipeline.learning.heads import similarity_macs
+from pipeline.network.spec import BlockShape
+
+__all__ = ["arithmetic_costs", "balance", "members", "shares"]
+
+
+def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
+    """Cut `costs` into `stages` consecutive non-empty groups so that the dearest group is as cheap as can be.
+
+    Among equals the sum of squares decides, so that the other stages are even too:
+
+        costs 4 1 1 4 2, 3 stages   ->   4 1 | 1 4 | 2   (5, 5, 2)   blocks 2, 2, 1
+
+    Returns:
+        Number of blocks of each stage.
+    """
+    total = [0.0, *accumulate(costs)]
+    blocks = len(costs)
+    assert 1 <= stages <= blocks, "the configuration was checked"
+    # best[i]: (dearest group, sum of squares, counts) of the first i blocks in the stages laid out so far
+    best: list[tuple[float, float, tuple[int, ...]] | None] = [(0.0, 0.0, ())] + [None] * blocks
+    for _ in range(stages):
+        best = [_extend(best, total, end) for end in range(blocks + 1)]
+    found = best[blocks]
+    assert found is not None
+    return found[2]
+
+
+def _extend(
+    best: Sequence[tuple[float, float, tuple[int, ...]] | None], total: Sequence[float], end: int
+) -> tuple[float, float, tuple[int, ...]] | None:
+    """The best way to end one more group before block `end`."""
+    options = []
+    for start in range(end):
+        previous = best[start]
+        if previous is not None:
+            cost = total[end] - total[start]
+            options.append((max(previous[0], cost), previous[1] + cost * cost, (*previous[2], end - start)))
+    return min(options, default=None)
+
+
+def members(split: Sequence[int]) -> list[tuple[int, ...]]:
+    """Block indices of each stage: (3, 2) -> [(0, 1, 2), (3, 4)]."""
+    ends = list(accumulate(split))
+    return [tuple(range(end - count, end)) for count, end in zip(split, ends, strict=True)]
+
+
+def shares(costs: Sequence[float], split: Sequence[int]) -> list[float]:
+    """Each stage's fraction of the whole cost."""
+    whole = sum(costs) or 1.0
+    return [sum(costs[i] for i in blocks) / whole for blocks in members(split)]
+
+
+def arithmetic_costs(config: TrainConfig, shapes: Sequence[BlockShape], classes: int) -> list[float]:
+    """Multiply-accumulates of one sample's training step in each block, without normalisation and pooling.
+
+    Local learning is forward and weight gradient; the head and global backpropagation add the input gradient.
+    """
+    backprop = config.backpropagates or config.locality == "group"
+    costs = []
+    for index, shape in enumerate(shapes):
+        passes = 3 if backprop and index > 0 else 2
+        output = index == len(shapes) - 1
+        costs.append(float(passes * shape.macs + (0 if output else 3 * _head_macs(shape, config, classes))))
+    return costs
+
+
+def _head_macs(shape: BlockShape, config: TrainConfig, classes: int) -> int:
+    loss, features, macs = config.local_loss, math.prod(shape.features), 0
+    if "sim" in loss and not loss.endswith("-bio"):
+        macs += similarity_macs(shape.features, config.similarity_head)
+    if "pred" in loss:
+        outputs = config.target_projection if loss.endswith("-bio") else classes
+        macs += min(features, config.decoder_dim) * outputs
+    return macs

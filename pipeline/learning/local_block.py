@@ -1,0 +1,188 @@
+"""A block with its local loss and its optimizer: forward, then local update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import TrainConfig
+from pipeline.learning.losses import LocalLoss, OutputLoss, create_local_loss
+from pipeline.learning.meter import Meter
+from pipeline.learning.numerics import Numerics
+from pipeline.network.blocks import Block, canonical
+from pipeline.seeding import seed_default_generator
+
+__all__ = ["LocalBlock", "create_loss", "create_optimizer"]
+
+
+def create_loss(
+    config: TrainConfig, index: int, shape: tuple[int, ...], classes: int, *, output: bool, group_end: bool
+) -> LocalLoss | OutputLoss | None:
+    """The loss that trains block `index`, its head keyed by (seed, block), or None where the block has none.
+
+    Args:
+        config: names the loss.
+        index: of the block in the network.
+        shape: of one sample's activation as the loss sees it.
+        classes: number of classes.
+        output: whether the block is the output layer.
+        group_end: whether the block ends a stage; decides under `--locality group`.
+    """
+    name = config.local_loss
+    assert config.beta is not None
+    if output:
+        # The reference scales the output layer's loss too; under Adam the factor hardly matters, unless it is 0.
+        return OutputLoss(1.0 - config.beta if name.startswith("predsim") and config.beta < 1 else 1.0)
+    if not name or (config.locality == "group" and not group_end):
+        return None
+    with torch.random.fork_rng(devices=[]):
+        seed_default_generator(torch.device("cpu"), config.seed, "head", index)
+        return create_local_loss(
+            name,
+            shape,
+            classes,
+            beta=config.beta,
+            decoder_dim=config.decoder_dim,
+            target_projection=config.target_projection,
+            similarity_head=config.similarity_head,
+        )
+
+
+def create_optimizer(config: TrainConfig, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
+    """One block's optimizer over all its parameters, local head included."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+        )
+    amsgrad = config.optimizer == "amsgrad"
+    return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, amsgrad=amsgrad, fused=fused)
+
+
+class LocalBlock:
+    """One block, the loss that trains it, and their optimizer.
+
+    Args:
+        index: of the block in the network; keys its random numbers.
+        block: the layer.
+        loss: the local loss (or the output layer's); None where a later block's loss trains this one.
+        config: seed, optimizer, learning rates.
+        numerics: device and number formats.
+        gradient_in: whether a gradient arrives from the next block (global or group training).
+        gradient_out: whether the block before wants one.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        block: Block,
+        loss: LocalLoss | OutputLoss | None,
+        config: TrainConfig,
+        numerics: Numerics,
+        *,
+        gradient_in: bool = False,
+        gradient_out: bool = False,
+    ) -> None:
+        self.index, self.config, self.numerics = index, config, numerics
+        self.block, self.loss = numerics.place(block), None if loss is None else numerics.place(loss)
+        self.gradient_in, self.gradient_out = gradient_in, gradient_out
+        self.train_meter, self.test_meter = Meter(numerics.device), Meter(numerics.device)
+        self.optimizer = create_optimizer(config, [p for _, p in self._named_trainable()], numerics.fused)
+        self._x = self._h = self._out = torch.empty(0)
+
+    def _named_trainable(self) -> list[tuple[str, nn.Parameter]]:
+        head = () if self.loss is None else self.loss.named_parameters(prefix="local_head")
+        return [(n, p) for n, p in (*self.block.named_parameters(), *head) if p.requires_grad]
+
+    def train(self, mode: bool) -> None:
+        """Switch dropout and batch norm between training and evaluation."""
+        self.block.train(mode)
+        if self.loss is not None:
+            self.loss.train(mode)
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the rate of the following updates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        """What the block hands on for a batch, computed from the weights before this step's update.
+
+        The result carries no graph. Random modules draw from a generator keyed by (seed, block, step).
+        """
+        seed_default_generator(self.numerics.device, self.config.seed, "block", self.index, step)
+        if self.gradient_out:
+            x = x.detach().requires_grad_()
+        with self.numerics.autocast():
+            h = self.block.features(x)
+            with torch.set_grad_enabled(self.gradient_in):
+                out = self.block.hand_on(h)
+        self._x, self._h, self._out = x, h, out
+        return self._handed_on(out)
+
+    def update(self, labels: Tensor, gradient: Tensor | None = None) -> Tensor | None:
+        """Backward inside the block and one optimizer step; frees the activations of `forward`.
+
+        Args:
+            labels: int64 [B].
+            gradient: of the loss of later blocks with respect to what was handed on, if `gradient_in`.
+
+        Returns:
+            The gradient with respect to the block's input if `gradient_out`, else None.
+        """
+        roots, gradients = self._roots(labels, gradient)
+        torch.autograd.backward(roots, gradients)
+        passed = self._x.grad
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._x = self._h = self._out = torch.empty(0)
+        return None if passed is None else canonical(passed, self.numerics.channels_last)
+
+    def _roots(self, labels: Tensor, gradient: Tensor | None) -> tuple[list[Tensor], list[Tensor | None]]:
+        roots: list[Tensor] = []
+        gradients: list[Tensor | None] = []
+        if gradient is not None:
+            roots.append(self._out)
+            gradients.append(gradient.to(self._out.dtype))
+        if self.loss is not None:
+            with self.numerics.autocast():
+                loss, scores = self.loss(self._h, labels)
+            self.train_meter.add(loss, scores, labels)
+            roots.append(loss)
+            gradients.append(None)
+        return roots, gradients
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, labels: Tensor) -> Tensor:
+        """What the block hands on in evaluation mode; counts its classifier's loss and errors."""
+        with self.numerics.autocast():
+            h = self.block.features(x)
+            if self.loss is not None:
+                loss, scores = self.loss(h, labels)
+                self.test_meter.add(loss, scores, labels)
+            return self._handed_on(self.block.hand_on(h))
+
+    def _handed_on(self, out: Tensor) -> Tensor:
+        return canonical(out.detach().to(self.numerics.dtype), self.numerics.channels_last)
+
+    def inference_state(self) -> dict[str, Tensor]:
+        """Weights and buffers of the block alone, by `<block index>.<name>`."""
+        return {f"{self.index}.{name}": tensor for name, tensor in self.block.state_dict().items()}
+
+    def full_state(self) -> dict[str, Tensor]:
+        """Everything that training changes or draws: weights, buffers, local head, optimizer state."""
+        state = self.inference_state()
+        if self.loss is not None:
+            state |= {f"{self.index}.local_head.{n}": t for n, t in self.loss.state_dict().items()}
+        for name, parameter in self._named_trainable():
+            for key, value in self.optimizer.state[parameter].items():
+                if value is not None:  # SGD keeps an empty momentum buffer
+                    state[f"{self.index}.optimizer.{name}.{key}"] = torch.as_tensor(value)
+        return state
+
+    def parameters(self) -> int:
+        """Parameters of the inference network in this block."""
+        return sum(p.numel() for p in self.block.parameters())
+
+    def head_parameters(self) -> int:
+        """Parameters of the local head."""
+        return 0 if self.loss is None else sum(p.numel() for p in self.loss.parameters())

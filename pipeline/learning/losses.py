@@ -1,0 +1,155 @@
+"""Local losses: similarity matching, local prediction, both, and their variants without backprop in the layer.
+
+Source: Nøkland & Eidnes, "Training Neural Networks with Local Error Signals", ICML 2019, section 3.
+Shapes: B batch, C channels, H height, W width, F features, K classes, P length of the target projection.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.learning.heads import FeedbackLinear, Pooling, decoder_pooling, similarity_head_for, zero_weight
+from pipeline.learning.ops import spatial_std
+
+__all__ = ["LocalLoss", "OutputLoss", "create_local_loss", "similarity_matrix"]
+
+
+def similarity_matrix(h: Tensor) -> Tensor:
+    """Centred cosine similarity between all samples of a batch, [B, ...] -> [B, B], clamped to [-1, 1].
+
+    Feature maps with more than 3 channels and more than one row are first reduced to the standard deviation of
+    every map (section 3.1); other activations are flattened. A sample without variation has similarity 0.
+    """
+    maps = h.ndim == 4 and h.shape[1] > 3 and h.shape[2] > 1
+    features = spatial_std(h) if maps else h.flatten(1)
+    centred = features - features.mean(dim=1, keepdim=True)
+    # vector_norm, not sqrt of a sum: its gradient at an all-zero row is 0 instead of NaN.
+    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    unit: Tensor = centred / (1e-8 + norm)
+    return (unit @ unit.T).clamp(-1.0, 1.0)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The number format that losses are computed in: half precisions go up to float32, wider ones stay."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class LocalLoss(nn.Module):
+    """The loss at the end of a block: local prediction, similarity matching, or their weighted sum.
+
+    `beta` weighs similarity against prediction: (1 - beta) * pred + beta * sim; 0 is prediction alone, 1 is
+    similarity alone. `decoder`, `similarity` are the local head; each is None where the loss has no such part.
+    With `projection` (the -bio variants) the targets are a fixed random projection of the one-hot labels.
+    """
+
+    projection: Tensor | None
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        decoder: nn.Module | None,
+        similarity: nn.Module | None,
+        pool: nn.Module,
+        beta: float,
+        projection: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.classes, self.beta = classes, beta
+        self.decoder, self.similarity, self.pool = decoder, similarity, pool
+        self.register_buffer("projection", projection)  # [P, K]
+
+    def forward(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss of a batch and, where the block has a classifier, its class scores.
+
+        Args:
+            h: activation of the block before dropout and pooling, [B, C, H, W] or [B, F].
+            labels: class indices, int64 [B].
+
+        Returns:
+            Scalar loss (float32) and class scores [B, K] without gradient, or None.
+        """
+        onehot = F.one_hot(labels, self.classes).to(_wide(h.dtype))
+        targets = onehot if self.projection is None else onehot @ self.projection.T
+        loss, scores = None, None
+        if self.decoder is not None:
+            loss, scores = self._predict(self.decoder, h, labels, targets)
+        if self.similarity is not None:
+            matching = self._match(self.similarity, h, targets)
+            loss = matching if loss is None else (1 - self.beta) * loss + self.beta * matching
+        assert loss is not None
+        return loss, scores
+
+    def _predict(self, decoder: nn.Module, h: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the local classifier; binary cross-entropy against the binarised targets in -bio."""
+        outputs = decoder(self.pool(h).flatten(1))
+        outputs = outputs.to(_wide(outputs.dtype))
+        if self.projection is None:
+            return F.cross_entropy(outputs, labels), outputs.detach()
+        loss = F.binary_cross_entropy_with_logits(outputs, (targets > 0).to(outputs.dtype))
+        # The binary cross-entropy against the code of class k is, up to a term without k, minus this product.
+        codes = (self.projection > 0).to(outputs.dtype)  # [P, K]: column k is the code of class k
+        return loss, outputs.detach() @ codes
+
+    def _match(self, similarity: nn.Module, h: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared difference of the B x B similarity matrices of features and targets (equation 3)."""
+        features = similarity(h)
+        features = features.to(_wide(features.dtype))
+        return F.mse_loss(similarity_matrix(features), similarity_matrix(targets))
+
+
+class OutputLoss(nn.Module):
+    """Cross-entropy on the class scores of the output layer, times `scale` (1 - beta where the loss is predsim)."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss of a batch and the class scores without gradient; h is [B, K], labels are int64 [B]."""
+        scores = h.to(_wide(h.dtype))
+        return F.cross_entropy(scores, labels) * self.scale, scores.detach()
+
+
+def create_local_loss(
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    beta: float,
+    decoder_dim: int,
+    target_projection: int,
+    similarity_head: str = "conv",
+) -> LocalLoss:
+    """The local loss `name` (pred, sim, predsim or a -bio variant) with a head sized for an activation.
+
+    Args:
+        name: name of the local part; for `glob+X` it is X.
+        shape: of one sample's activation, (C, H, W) or any other, which is then flattened.
+        classes: number of classes.
+        beta: weight of similarity in predsim.
+        decoder_dim: most inputs of the classifier.
+        target_projection: P, for the -bio variants.
+        similarity_head: what stands before the similarity matrix, one of `config.SIMILARITY_HEADS`.
+    """
+    kind, _, variant = name.partition("-")
+    bio = variant == "bio"
+    pooling, features = Pooling((1, 1), (0, 0)), math.prod(shape)
+    if len(shape) == 3:
+        channels, height, width = shape
+        pooling = decoder_pooling(channels, height, width, decoder_dim)
+        features = pooling.outputs(channels, height, width)
+    decoder: nn.Module | None = None
+    if "pred" in kind:
+        decoder = FeedbackLinear(features, target_projection) if bio else zero_weight(nn.Linear(features, classes))
+    similarity: nn.Module | None = None
+    if "sim" in kind:
+        similarity = pooling.module() if bio else similarity_head_for(shape, similarity_head)
+    projection = nn.Linear(classes, target_projection, bias=False).weight.detach() if bio else None
+    return LocalLoss(
+        classes, decoder=decoder, similarity=similarity, pool=pooling.module(), beta=beta, projection=projection
+    )

@@ -1,0 +1,63 @@
+"""Sums of losses and errors on the device; nothing waits for it until they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["BlockScore", "Meter"]
+
+
+@dataclass(frozen=True)
+class BlockScore:
+    """Mean local loss and error of one block's own classifier (None where a block has none) over some samples."""
+
+    block: int
+    loss: float | None
+    error_percent: float | None
+
+
+class Meter:
+    """Sums of loss and errors on the device; nothing waits for the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss times samples, wrong samples
+        self.samples = 0
+        self._has_errors = False
+        self._snapshot: tuple[Tensor, int] | None = None
+
+    def add(self, loss: Tensor, scores: Tensor | None, labels: Tensor) -> None:
+        """Count one batch: scalar mean loss, class scores [B, K] or None, labels [B]."""
+        batch = labels.shape[0]
+        self.samples += batch
+        self.sums[0].add_(loss.detach(), alpha=batch)
+        if scores is not None:
+            self._has_errors = True
+            self.sums[1].add_((scores.argmax(1) != labels).sum())
+
+    def score(self, block: int) -> BlockScore:
+        """Means so far; waits for the device."""
+        return self._mean(block, self.sums, self.samples)
+
+    def peek(self, block: int) -> BlockScore:
+        """Means at the last peek, without waiting for the device: a GPU's sums are copied while it works on."""
+        if self.sums.device.type == "cpu":
+            return self.score(block)
+        previous = self._snapshot
+        host = torch.empty(2, dtype=torch.float64, pin_memory=True)
+        self._snapshot = (host.copy_(self.sums, non_blocking=True), self.samples)
+        return BlockScore(block, None, None) if previous is None else self._mean(block, *previous)
+
+    def reset(self) -> None:
+        """Start over with a fresh tensor; a copy under way of the old one stays right."""
+        self.sums = torch.zeros_like(self.sums)
+        self.samples = 0
+        self._snapshot = None
+
+    def _mean(self, block: int, sums: Tensor, samples: int) -> BlockScore:
+        if samples == 0:
+            return BlockScore(block, None, None)
+        loss, wrong = sums.tolist()
+        return BlockScore(block, loss / samples, 100.0 * wrong / samples if self._has_errors else None)

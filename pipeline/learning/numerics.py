@@ -1,0 +1,52 @@
+"""Device, number format and memory layout of a stage's computation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["Numerics"]
+
+M = TypeVar("M", bound=nn.Module)
+
+_FORMATS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Device, number format and memory layout of a stage's computation.
+
+    `fp64` is for comparisons with recorded traces; no flag asks for it.
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+    channels_last: bool = True
+    fused: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the activations that blocks hand on."""
+        return _FORMATS[self.precision]
+
+    def wire(self, name: str) -> torch.dtype:
+        """Number format between stages for a `--wire` value."""
+        return self.dtype if name == "auto" else _FORMATS[name]
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision where the precision is a half one; weights stay float32."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4):
+            yield
+
+    def place(self, module: M) -> M:
+        """`module` on the device in the memory layout, its weights in float64 where that is the precision."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        if self.precision == "fp64":
+            module = module.to(torch.float64)
+        return module.to(self.device).to(memory_format=layout)

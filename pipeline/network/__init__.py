@@ -1,0 +1,1 @@
+"""Layers as lists of blocks; no loss, no optimizer."""

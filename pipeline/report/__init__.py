@@ -1,0 +1,1 @@
+"""What a person sees and keeps; observes, and is never called by the mathematics."""

@@ -1,0 +1,59 @@
+"""`--dry-run`: configuration, split, shapes and cost of each stage, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config.catalog import DATASETS
+from pipeline.config.schema import RunConfig
+from pipeline.config.toml import to_toml
+from pipeline.data.batches import Batches
+from pipeline.learning.balance import members
+from pipeline.learning.numerics import Numerics
+from pipeline.network.spec import BlockShape, Network, infer_shapes
+from pipeline.network.zoo import named_network
+from pipeline.runtime.agreement import decide_split
+
+__all__ = ["dry_run"]
+
+
+def dry_run(config: RunConfig, world_size: int) -> None:
+    """Print what a run of `world_size` processes would be. Reads no data where the data set's shape is known."""
+    shape, classes = _sizes(config)
+    network = named_network(config.model, shape, classes, config.train.loss)
+    shapes = infer_shapes(network, shape)
+    numerics = Numerics(torch.device("cpu"))
+    split, costs, unit = decide_split(config.train, network, shapes, classes, world_size, numerics)
+    console = Console()
+    console.print(to_toml(config), markup=False, highlight=False)
+    console.print(_table(network, shapes, split, costs, unit))
+
+
+def _sizes(config: RunConfig) -> tuple[tuple[int, ...], int]:
+    info = DATASETS[config.data.dataset]
+    if info.shape is not None and info.classes is not None:
+        return info.shape, info.classes
+    batches = Batches.from_config(
+        config.data, seed=config.train.seed, batch_size=config.train.batch_size, device=torch.device("cpu")
+    )
+    return tuple(batches.shape), batches.classes
+
+
+def _table(
+    network: Network, shapes: Sequence[BlockShape], split: Sequence[int], costs: Sequence[float], unit: str
+) -> Table:
+    table = Table(title=f"Stages (cost: {unit})")
+    for name in ("stage", "block", "layer", "takes", "hands on", "cost %"):
+        table.add_column(name, justify="right" if name in ("stage", "block", "cost %") else "left")
+    whole = sum(costs)
+    for stage, blocks in enumerate(members(split)):
+        for block in blocks:
+            takes, hands = ("x".join(map(str, s)) for s in (shapes[block].inputs, shapes[block].outputs))
+            share = f"{100 * costs[block] / whole:.1f}"
+            table.add_row(str(stage), str(block), network[block].name, takes, hands, share)
+        table.add_section()
+    return table

@@ -1,0 +1,141 @@
+"""Spans of every stage: who did what when, as a Chrome trace.
+
+Clock: `time.monotonic_ns`, which all processes of one host share, so that their spans compare to the microsecond. Each
+host counts from its own boot; `join` shifts the spans of other hosts by what the wall clocks say, which is as good as
+those are synchronised (NTP: about a millisecond).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.spans import LANES, Span
+
+__all__ = ["dropped_in", "join", "read_chrome", "spans_from", "spans_of", "to_chrome", "tracks_of", "write_chrome"]
+
+_TRACKS = 100  # thread numbers kept for each lane of a trace; several transfers may be under way at once
+
+
+def spans_from(exported: Mapping[str, Any]) -> list[Span]:
+    """What one process's `export` gave, as spans."""
+    return [Span(*values) for values in exported["spans"]]
+
+
+def join(exported: Sequence[Mapping[str, Any]]) -> list[Span]:
+    """The spans of all processes on the clock of the first one's host."""
+    spans: list[Span] = []
+    for part in exported:
+        first = exported[0]
+        # Never shift within a host: there the monotonic clocks agree better than any two readings of the wall clock.
+        shift = 0 if part["host"] == first["host"] else part["wall_offset_ns"] - first["wall_offset_ns"]
+        found = spans_from(part)
+        spans += found if shift == 0 else [replace(span, start_ns=span.start_ns + shift) for span in found]
+    return spans
+
+
+def dropped_in(exported: Sequence[Mapping[str, Any]]) -> int:
+    """How many spans were over the limit of their process."""
+    return sum(part["dropped"] for part in exported)
+
+
+def spans_of(
+    spans: Iterable[Span],
+    *,
+    stage: int | None = None,
+    name: str | None = None,
+    lane: str | None = None,
+    step: int | None = None,
+    kind: str | None = None,
+) -> list[Span]:
+    """The spans that agree with everything given, by start."""
+    wanted = {"stage": stage, "name": name, "lane": lane, "step": step, "kind": kind}
+    given = {field: value for field, value in wanted.items() if value is not None}
+    found = [span for span in spans if all(getattr(span, field) == value for field, value in given.items())]
+    return sorted(found, key=lambda span: span.start_ns)
+
+
+def tracks_of(spans: Iterable[Span]) -> list[tuple[int, Span]]:
+    """The spans by start, each with the lowest track of its stage and lane on which nothing else is under way."""
+    ends: dict[tuple[int, str], list[int]] = {}
+    placed = []
+    for span in sorted(spans, key=lambda span: span.start_ns):
+        tracks = ends.setdefault((span.stage, span.lane), [])
+        track = next((i for i, end_ns in enumerate(tracks) if end_ns <= span.start_ns), len(tracks))
+        tracks[track : track + 1] = [span.end_ns]
+        placed.append((track, span))
+    return placed
+
+
+def to_chrome(spans: Sequence[Span], names: Mapping[int, str]) -> dict[str, Any]:
+    """The spans in Chrome's trace event format: a process for each stage, a thread for each lane.
+
+    Transfers that overlap get threads of their own, because the format wants the spans of a thread to be nested.
+
+    Args:
+        spans: of all stages.
+        names: of the stages, by index, such as "stage 0 (cpu)".
+    """
+    placed = tracks_of(spans)
+    start_ns = min((span.start_ns for span in spans), default=0)
+    threads = {(span.stage, span.lane, track) for track, span in placed}
+    threads |= {(stage, lane, 0) for stage in names for lane in LANES}
+    events = [_label("process", stage, 0, name, stage) for stage, name in names.items()]
+    for stage, lane, track in sorted(threads):
+        tid = _thread(lane, track)
+        events.append(_label("thread", stage, tid, lane if track == 0 else f"{lane} {track + 1}", tid))
+    complete = [_event(span, track, start_ns) for track, span in placed]
+    order = [event for pair in events for event in pair]
+    return {"traceEvents": order + complete, "displayTimeUnit": "ms"}
+
+
+def _thread(lane: str, track: int) -> int:
+    return LANES.index(lane) * _TRACKS + min(track, _TRACKS - 1)
+
+
+def _label(what: str, pid: int, tid: int, name: str, order: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name and place of a process or thread."""
+    common = {"ph": "M", "pid": pid, "tid": tid}
+    return (
+        common | {"name": f"{what}_name", "args": {"name": name}},
+        common | {"name": f"{what}_sort_index", "args": {"sort_index": order}},
+    )
+
+
+def _event(span: Span, track: int, start_ns: int) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "name": span.name,
+        "cat": span.kind,
+        "pid": span.stage,
+        "tid": _thread(span.lane, track),
+        "ts": (span.start_ns - start_ns) / 1000,  # microseconds
+        "dur": span.duration_ns / 1000,
+        "args": {"step": span.step},
+    }
+
+
+def write_chrome(path: str | Path, spans: Sequence[Span], names: Mapping[int, str]) -> None:
+    """Write a trace that Perfetto and chrome://tracing open."""
+    Path(path).write_text(json.dumps(to_chrome(spans, names)), encoding="utf-8")
+
+
+def read_chrome(path: str | Path) -> list[Span]:
+    """The spans of a file that `write_chrome` wrote, by start, times counted from the first."""
+    events = json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]
+    return [
+        Span(
+            stage=event["pid"],
+            lane=LANES[event["tid"] // _TRACKS],
+            name=event["name"],
+            step=event["args"]["step"],
+            start_ns=round(event["ts"] * 1000),
+            duration_ns=round(event["dur"] * 1000),
+            kind=event["cat"],
+        )
+        for event in events
+        if event["ph"] == "X"
+    ]

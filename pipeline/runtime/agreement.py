@@ -1,0 +1,124 @@
+"""The start-up agreement of all processes: configuration, sizes of the data, network, split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.config.schema import TrainConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.learning.balance import arithmetic_costs, balance
+from pipeline.learning.numerics import Numerics
+from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs
+from pipeline.network.spec import BlockShape, Network, infer_shapes
+from pipeline.transport.control import Control
+
+__all__ = [
+    "Layout",
+    "NetworkFactory",
+    "Sizes",
+    "agree_on_layout",
+    "check_same_configuration",
+    "decide_split",
+    "share_sizes",
+]
+
+NetworkFactory = Callable[[tuple[int, ...], int], Network]
+"""Describes the network for the shape of one sample and the number of classes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What process 0 knows from the data and tells the others."""
+
+    shape: tuple[int, ...]  # of one sample
+    classes: int
+    train_samples: int
+    steps_per_epoch: int
+
+    def trained_samples(self, batch_size: int) -> int:
+        """Samples that an epoch trains; a last batch of one is left out."""
+        return min(self.train_samples, self.steps_per_epoch * batch_size)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A network, not built, and how its blocks are spread over the stages."""
+
+    network: Network
+    shapes: Sequence[BlockShape]
+    classes: int
+    split: tuple[int, ...]  # blocks of each stage
+    costs: Sequence[float]  # of each block; only their ratios mean anything
+
+
+def check_same_configuration(control: Control, config: TrainConfig) -> None:
+    """Raise ConfigError unless this process was started with the same configuration as process 0."""
+    mine: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    if control.rank == 0:
+        control.publish("train config", mine)
+    theirs = control.read("train config", 0)
+    for name, value in mine.items():
+        if theirs[name] != value:
+            raise ConfigError(
+                f"process {control.rank} has {name} = {value!r}, but process 0 has {theirs[name]!r}; "
+                "start all processes with the same flags"
+            )
+
+
+def share_sizes(control: Control, mine: Sizes | None) -> Sizes:
+    """Process 0's sizes, in every process."""
+    if mine is not None:
+        control.publish("sizes", asdict(mine))
+    told = control.read("sizes", 0)
+    return Sizes(**(told | {"shape": tuple(told["shape"])}))
+
+
+def agree_on_layout(
+    control: Control, config: TrainConfig, factory: NetworkFactory, sizes: Sizes, numerics: Numerics
+) -> Layout:
+    """Describe the network in every process; process 0 decides the split.
+
+    Raises:
+        ConfigError: blocks that do not fit each other, or a split that does not fit the network.
+        DataError: an output layer with fewer scores than the data has classes.
+    """
+    network, shapes = control.together("network", lambda: _describe(control, config, factory, sizes))
+    if control.rank == 0:
+        split, costs, _ = decide_split(config, network, shapes, sizes.classes, control.world_size, numerics)
+        control.publish("split", [split, costs])
+    split, costs = control.read("split", 0)
+    return Layout(network, shapes, sizes.classes, tuple(split), costs)
+
+
+def _describe(
+    control: Control, config: TrainConfig, factory: NetworkFactory, sizes: Sizes
+) -> tuple[Network, list[BlockShape]]:
+    network = factory(sizes.shape, sizes.classes)
+    config.check_blocks(len(network), control.world_size)
+    shapes = infer_shapes(network, sizes.shape)
+    scores = shapes[-1].outputs
+    if len(scores) != 1 or scores[0] < sizes.classes:
+        raise DataError(
+            f"the data has {sizes.classes} classes, but the output layer gives scores of shape {list(scores)}; "
+            f"make it [{sizes.classes}]"
+        )
+    return network, shapes
+
+
+def decide_split(
+    config: TrainConfig,
+    network: Network,
+    shapes: Sequence[BlockShape],
+    classes: int,
+    world_size: int,
+    numerics: Numerics,
+) -> tuple[Sequence[int], list[float], str]:
+    """The split asked for, or the one that balances what the blocks cost; each block's cost, and what costs are."""
+    stages = config.stage_count(world_size)
+    if config.split is None and stages > 1:
+        costs, unit = block_costs(config, network, shapes, classes, numerics)
+        return balance(costs, stages), costs, unit
+    costs = arithmetic_costs(config, shapes, classes)
+    return config.split or (len(network),), costs, ARITHMETIC_UNIT

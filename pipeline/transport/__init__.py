@@ -1,0 +1,1 @@
+"""What goes between processes: packets through queues, small messages over a store."""

@@ -1,0 +1,60 @@
+"""The processes that measurements run in: calls reach all of them, failures are told, none is left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from benchmarks.harness.crew import Crew, CrewError, Member, cores, shares_of_cores
+
+
+def summed(member: Member, value: float) -> tuple[int, int, float, list[int]]:
+    total = torch.tensor([value + member.rank])
+    dist.all_reduce(total)
+    return member.rank, torch.get_num_threads(), float(total), sorted(os.sched_getaffinity(0))
+
+
+def fail_in_rank_1(member: Member) -> None:
+    if member.rank == 1:
+        raise ValueError("on purpose")
+    time.sleep(60)
+
+
+def die(member: Member) -> None:
+    os._exit(7)
+
+
+def test_cores_are_shared_out_evenly() -> None:
+    assert shares_of_cores([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3]]
+    assert shares_of_cores([4, 6], 2) == [[4], [6]]
+    assert shares_of_cores([0, 1], 4) == [[0, 1]] * 4
+
+
+def test_every_process_answers_every_call() -> None:
+    with Crew(2) as crew:
+        for value in (1.0, 2.0):
+            answers = crew.call(summed, value)
+            assert [rank for rank, *_ in answers] == [0, 1]
+            assert all(total == 2 * value + 1 for _, _, total, _ in answers)
+    if len(cores()) >= 2:
+        assert not set(answers[0][3]) & set(answers[1][3]), "each process has cores of its own"
+    assert all(threads == max(1, len(cores()) // 2) for _, threads, _, _ in answers)
+
+
+def test_a_failing_process_is_told_with_its_traceback_and_ends_the_others() -> None:
+    start = time.monotonic()
+    with (
+        pytest.raises(CrewError, match=r"fail_in_rank_1: process 1 failed\n(.|\n)*ValueError: on purpose"),
+        Crew(2) as crew,
+    ):
+        crew.call(fail_in_rank_1)
+    assert time.monotonic() - start < 40
+
+
+def test_a_dead_process_is_told_with_its_status() -> None:
+    with pytest.raises(CrewError, match="die: process 0 died with status 7"), Crew(1) as crew:
+        crew.call(die)

@@ -1,0 +1,121 @@
+"""The benchmark harness: what it writes, and that the experiments run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import EXPERIMENTS, main
+from benchmarks.harness import report
+from benchmarks.harness.figures import ratio, summarize
+from benchmarks.harness.pictures import Curves, draw
+from benchmarks.harness.report import Result, Row, at_least, at_most, bars, publish
+from benchmarks.harness.tables import between_marks, tables
+
+
+def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+
+
+def test_unknown_experiment_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["speed"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: there is no experiment 'speed'; choose") and error.count("\n") == 1
+
+
+def test_figures_are_median_least_greatest_and_count() -> None:
+    figure = summarize([3.0, 1.0, 2.0, 10.0])
+    assert (figure.median, figure.minimum, figure.maximum, figure.n) == (2.5, 1.0, 10.0, 4)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    # Both double in the second round, as on a busy machine: the ratio stays.
+    figure = ratio([1.0, 2.0, 1.2], [2.0, 4.0, 2.0])
+    assert (figure.median, figure.minimum, figure.maximum, figure.n) == (0.5, 0.5, 0.6, 3)
+
+
+def test_tables_quote_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Row("one", {}, {"samples_per_second": summarize([1800.0, 1759.4, 1700.0])}), Row("one: process 0")]
+    targets = [
+        at_least("2. second", 1, rows[0].figures["samples_per_second"]),
+        at_most("1. first", 0.5, ratio([3], [4])),
+    ]
+    publish("throughput", "command", Result(rows, targets, bars("samples_per_second", rows)), tmp_path)
+    capsys.readouterr()
+    assert main(["tables", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert between_marks(printed, "targets").splitlines()[2:] == [
+        "| 1. first | at most 0.5 | 0.75 | **no** | throughput |",
+        "| 2. second | at least 1 | 1,759 | yes | throughput |",
+    ]
+    assert between_marks(printed, "throughput").splitlines()[2:] == ["| one | 1,759 (1,700 to 1,800) |  |"]
+
+
+def test_the_readme_quotes_what_was_measured() -> None:
+    root = Path(__file__).resolve().parents[2]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    kept = tables(root / "benchmarks" / "results", tuple(EXPERIMENTS))
+    quoted = {name: between_marks(readme, name) for name in kept}
+    assert quoted == kept, "run `python -m benchmarks tables` and put the tables into README.md"
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    panel = {f"curve {index}": [(1.0, 2.0 + index), (2.0, 4.0 + index)] for index in range(12)}
+    draw("trial", Curves("blocks", "seconds", {"one": panel, "two": panel}, logarithmic=True), tmp_path / "trial.png")
+    assert (tmp_path / "trial.png").stat().st_size > 5000
+
+
+def test_targets_judge_the_median() -> None:
+    figure = summarize([1.0, 2.0, 9.0])
+    assert at_least("a", 2, figure).met and not at_least("a", 2.1, figure).met
+    assert at_most("a", 2, figure).met and not at_most("a", 1.9, figure).met
+    assert at_least("a", 30_000, figure).wanted == "at least 30000"
+
+
+def test_report_holds_the_promised_keys_and_not_the_name_of_the_host(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Row("one", {"batch": 8}, {"seconds": summarize([1.0, 2.0, 3.0])})
+    rows = [row, Row("without figures")]
+    result = Result(rows, [at_most("time", 1.5, row.figures["seconds"])], bars("seconds", rows))
+    path = publish("trial", "python -m benchmarks trial", result, tmp_path / "new" / "folder")
+    text = path.read_text(encoding="utf-8")
+    found = json.loads(text)
+    assert list(found) == ["schema", "name", "command", "machine", "versions", "commit", "rows", "targets"]
+    assert (found["schema"], found["name"]) == (1, "trial")
+    assert found["rows"][0] == {
+        "label": "one",
+        "batch": 8,
+        "seconds": {"median": 2.0, "minimum": 1.0, "maximum": 3.0, "n": 3},
+    }
+    assert found["targets"] == [{"name": "time", "wanted": "at most 1.5", "measured": 2.0, "met": False}]
+    assert set(found["machine"]) == {"cpu", "cores", "devices"} and found["versions"]["torch"]
+    assert platform.node() not in text
+    assert path.with_suffix(".png").stat().st_size > 1000
+    assert "MISSED: time: wanted at most 1.5, measured 2" in capsys.readouterr().out
+
+
+def test_commit_is_left_open_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "benchmarks" / "report.py"))
+    assert report._commit() is None
+
+
+def test_input_experiment_runs_from_the_command_line(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "benchmarks", "input", "--quick", "--output", str(tmp_path)]
+    environment = os.environ | {"COLUMNS": "200"}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "input.json").read_text(encoding="utf-8"))
+    assert found["command"] == "python -m benchmarks input --quick"
+    assert all(row["images_per_second"]["n"] >= 5 and row["images_per_second"]["minimum"] > 0 for row in found["rows"])
+    # Whether it is met is for the full run to say: a busy machine must not fail the tests.
+    assert [target["wanted"] for target in found["targets"]] == ["at least 30000"]

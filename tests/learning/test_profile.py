@@ -1,0 +1,48 @@
+"""Measuring what blocks cost must leave no mark on the run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.config.schema import LOSSES, TrainConfig
+from pipeline.learning.numerics import Numerics
+from pipeline.learning.profile import block_costs, measure_costs
+from pipeline.network.sequential import given_network
+from pipeline.network.spec import infer_shapes
+from pipeline.network.zoo import create_model
+from pipeline.runtime.checkpoint import digest
+
+SHAPE = (3, 8, 8)
+CPU = Numerics(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_measuring_touches_neither_weights_nor_statistics_nor_random_numbers(loss: str) -> None:
+    blocks = create_model("vgg6a", input_shape=SHAPE, classes=4, width=0.0625, hidden_units=8, dropout=0.2, loss=loss)
+    network = given_network(blocks)
+    before = [digest(dict(block.state_dict())) for block in blocks]
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    config = TrainConfig(loss=loss, batch_size=4, decoder_dim=32, target_projection=8)
+    costs = measure_costs(config, network, infer_shapes(network, SHAPE), 4, CPU)
+    assert len(costs) == 6 and min(costs) > 0
+    assert torch.equal(torch.rand(2), expected)
+    assert [digest(dict(block.state_dict())) for block in blocks] == before
+
+
+def test_a_heavier_block_costs_more() -> None:
+    costs = []
+    for units in (8, 2000):
+        network = given_network(create_model("mlp", input_shape=SHAPE, classes=4, hidden_units=units, hidden_layers=1))
+        costs.append(measure_costs(TrainConfig(batch_size=64), network, infer_shapes(network, SHAPE), 4, CPU))
+    light, heavy = costs
+    assert heavy[0] > 2 * light[0]
+
+
+def test_group_training_is_balanced_by_arithmetic() -> None:
+    network = given_network(create_model("mlp", input_shape=SHAPE, classes=4, hidden_units=8))
+    config = TrainConfig(locality="group", batch_size=4)
+    costs, unit = block_costs(config, network, infer_shapes(network, SHAPE), 4, CPU)
+    assert "multiply-accumulates" in unit and all(cost == int(cost) for cost in costs)

@@ -1,0 +1,213 @@
+"""Stages and blocks: what learns, what must not, and that the order of calls never changes the bits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config.schema import LOSSES, ModelConfig, TrainConfig
+from pipeline.learning.numerics import Numerics
+from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.stage import Stage, build_stage
+from pipeline.network.blocks import Dropout
+from pipeline.network.spec import infer_shapes
+from pipeline.network.zoo import named_network
+from pipeline.runtime.checkpoint import digest
+
+SHAPE, CLASSES = (3, 8, 8), 4
+MODEL = ModelConfig(model="vgg6a", width=0.0625, hidden_units=8, dropout=0.3)
+CPU = Numerics(torch.device("cpu"))
+
+
+def stages(config: TrainConfig, split: tuple[int, ...], numerics: Numerics = CPU) -> list[Stage]:
+    network = named_network(MODEL, SHAPE, CLASSES, config.loss)
+    shapes = infer_shapes(network, SHAPE)
+    return [build_stage(config, network, shapes, CLASSES, split, index, numerics) for index in range(len(split))]
+
+
+def batch(step: int, kind: Kind = Kind.TRAIN) -> Packet:
+    draw = torch.Generator().manual_seed(step)
+    images, labels = torch.randn(6, *SHAPE, generator=draw), torch.randint(CLASSES, (6,), generator=draw)
+    return Packet(kind, 1, step, images, labels)
+
+
+def state(made: list[Stage]) -> str:
+    return digest({name: tensor for s in made for block in s.blocks for name, tensor in block.full_state().items()})
+
+
+def config(loss: str = "predsim", **values: object) -> TrainConfig:
+    return TrainConfig(loss=loss, batch_size=6, decoder_dim=32, target_projection=8, lr=1e-2, **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if not name.startswith("glob")])
+def test_forward_and_update_give_the_bits_of_block_by_block(loss: str) -> None:
+    (whole,), (apart,) = stages(config(loss), (6,)), stages(config(loss), (6,))
+    for step in range(3):
+        whole.step(batch(step))
+        apart.forward(batch(step))
+        apart.update()
+    assert state([whole]) == state([apart])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_split_never_changes_the_bits(loss: str) -> None:
+    digests = set()
+    for split in ((6,), (1, 5), (2, 2, 2), (1, 1, 1, 1, 1, 1)):
+        made = stages(config(loss), split)
+        for step in range(3):
+            packet, gradient = batch(step), None
+            for stage in made:
+                packet = stage.forward(packet)
+            for stage in reversed(made):
+                gradient = stage.update(gradient)
+        digests.add(state(made))
+    assert len(digests) == 1
+
+
+def test_no_gradient_crosses_a_block() -> None:
+    """What a block learns must not depend on the loss of any later block."""
+    (plain,), (other,) = stages(config(), (6,)), stages(config(), (6,))
+    for block in other.blocks[3:]:
+        block.loss = None if block.loss is None else copy.deepcopy(block.loss)
+        for parameter in block.block.parameters():
+            torch.nn.init.normal_(parameter)
+    for step in range(3):
+        plain.step(batch(step))
+        other.step(batch(step))
+    for mine, theirs in zip(plain.blocks[:3], other.blocks[:3], strict=True):
+        assert digest(mine.full_state()) == digest(theirs.full_state())
+
+
+def test_what_is_handed_on_carries_no_graph() -> None:
+    for loss in LOSSES:
+        for stage in stages(config(loss), (3, 3))[:1]:
+            out = stage.forward(batch(0)).activation
+            assert out is not None and not out.requires_grad and out.grad_fn is None
+
+
+def test_a_global_gradient_equals_backpropagation_through_the_whole_network() -> None:
+    made = stages(config("glob", optimizer="sgd"), (2, 4))
+    network = torch.nn.Sequential(*(copy.deepcopy(block.block) for stage in made for block in stage.blocks)).train()
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.rate = 0.0
+    for stage in made:
+        for block in stage.blocks:
+            for module in block.block.modules():
+                if isinstance(module, Dropout):
+                    module.rate = 0.0
+    packet, gradient = batch(0), None
+    x, y = packet.activation, packet.labels
+    assert x is not None and y is not None
+    torch.nn.functional.cross_entropy(network(x), y).backward()
+    expected = {n: p - 1e-2 * p.grad for n, p in network.named_parameters() if p.grad is not None}
+    for stage in made:
+        packet = stage.forward(packet)
+    for stage in reversed(made):
+        gradient = stage.update(gradient)
+    for stage in made:
+        for name, tensor in stage.inference_state().items():
+            if name in expected:
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_group_training_backpropagates_inside_a_stage_only() -> None:
+    made = stages(config(locality="group", split=(3, 3)), (3, 3))
+    assert [block.loss is not None for stage in made for block in stage.blocks] == [False, False, True] * 2
+    before = [digest(block.inference_state()) for stage in made for block in stage.blocks]
+    packet = batch(0)
+    for step in range(2):
+        packet = batch(step)
+        for stage in made:
+            packet = stage.forward(packet)
+            assert stage.update() is None
+    after = [digest(block.inference_state()) for stage in made for block in stage.blocks]
+    assert all(a != b for a, b in zip(before, after, strict=True))
+
+
+def test_evaluation_changes_nothing_and_draws_nothing() -> None:
+    (stage,) = stages(config(), (6,))
+    stage.step(batch(0))
+    before = state([stage])
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    first, second = (stage.evaluate(batch(1, Kind.EVALUATE)).activation for _ in range(2))
+    assert first is not None and second is not None and torch.equal(first, second)
+    assert torch.equal(torch.rand(2), expected)
+    assert state([stage]) == before
+
+
+def test_random_numbers_are_keyed_by_step_and_seed() -> None:
+    def outputs(seed: int, step: int) -> Tensor:
+        (stage,) = stages(TrainConfig(loss="pred", batch_size=6, decoder_dim=32, seed=seed), (6,))
+        packet = Packet(Kind.TRAIN, 1, step, torch.ones(6, *SHAPE), torch.zeros(6, dtype=torch.int64))
+        out = stage.blocks[0].forward(torch.ones(6, *SHAPE), packet.step)
+        return out != 0
+
+    assert torch.equal(outputs(1, 5), outputs(1, 5))
+    assert not torch.equal(outputs(1, 5), outputs(1, 6))
+
+
+def test_a_stage_holds_only_its_own_blocks() -> None:
+    made = stages(config(), (1, 2, 3))
+    assert [[block.index for block in stage.blocks] for stage in made] == [[0], [1, 2], [3, 4, 5]]
+    owned = [{id(p) for block in stage.blocks for p in block.block.parameters()} for stage in made]
+    assert not owned[0] & owned[1] and not owned[1] & owned[2]
+    for stage in made:
+        for block in stage.blocks:
+            trained = {id(p) for group in block.optimizer.param_groups for p in group["params"]}
+            head = () if block.loss is None else block.loss.parameters()
+            assert trained == {id(p) for p in (*block.block.parameters(), *head)}
+
+
+def test_the_learning_rate_follows_the_epoch_of_the_packet() -> None:
+    (stage,) = stages(config(lr_milestones=(1, 2)), (6,))
+    for epoch, expected in ((1, 1e-2), (2, 2.5e-3), (3, 6.25e-4)):
+        packet = batch(0)
+        stage.step(Packet(Kind.TRAIN, epoch, 0, packet.activation, packet.labels))
+        rates = {group["lr"] for block in stage.blocks for group in block.optimizer.param_groups}
+        assert list(rates) == [pytest.approx(expected)]
+
+
+def test_meters_count_losses_and_errors() -> None:
+    (stage,) = stages(config("sim"), (6,))
+    stage.evaluate(batch(0, Kind.EVALUATE))
+    scores = [block.test_meter.score(block.index) for block in stage.blocks]
+    assert all(score.loss is not None for score in scores)
+    assert [score.error_percent is None for score in scores] == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("wire", ["fp16", "bf16"])
+def test_a_narrow_wire_rounds_between_stages_only(wire: str) -> None:
+    first, last = stages(config(wire=wire), (3, 3))
+    sent = first.forward(batch(0)).activation
+    assert sent is not None and sent.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[wire]
+    scores = last.forward(Packet(Kind.TRAIN, 1, 0, sent, batch(0).labels)).activation
+    assert scores is not None and scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_output_layer_learns_at_any_beta(loss: str) -> None:
+    for beta in (0.0, 1.0):
+        (stage,) = stages(config(loss, beta=beta), (6,))
+        before = digest(stage.blocks[-1].inference_state())
+        for step in range(2):
+            stage.step(batch(step))
+        assert digest(stage.blocks[-1].inference_state()) != before
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_bf16_trains_every_loss_to_finite_weights(loss: str) -> None:
+    made = stages(config(loss, precision="bf16"), (3, 3), Numerics(torch.device("cpu"), "bf16"))
+    for step in range(2):
+        packet, gradient = batch(step), None
+        for stage in made:
+            packet = stage.forward(packet)
+            assert packet.activation is not None and packet.activation.dtype == torch.bfloat16
+        for stage in reversed(made):
+            gradient = stage.update(gradient)
+    assert all(tensor.isfinite().all() for stage in made for tensor in stage.inference_state().values())

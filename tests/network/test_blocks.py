@@ -1,0 +1,56 @@
+"""Blocks: what the local loss sees, what is handed on, and dropout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.network.blocks import ConvBlock, Dropout, LinearBlock
+
+
+def test_dropout_and_pooling_lie_outside_what_the_local_loss_sees() -> None:
+    block = ConvBlock(3, 4, nonlinearity="relu", dropout=0.5, pool=True)
+    x = torch.randn(2, 3, 8, 8)
+    h = block.features(x)
+    assert h.shape == (2, 4, 8, 8)
+    assert block.hand_on(h).shape == (2, 4, 4, 4)
+
+
+def test_a_linear_block_flattens_in_the_order_of_channels() -> None:
+    block = LinearBlock(3 * 4 * 4, 5, nonlinearity="relu", dropout=0.0).eval()
+    x = torch.randn(2, 3, 4, 4)
+    strided = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(block(strided), block(x.flatten(1)))
+
+
+@pytest.mark.parametrize("rate", [0.025, 0.5, 0.9])
+def test_dropout_keeps_the_mean_at_its_rate(rate: float) -> None:
+    x = torch.ones(400, 1000)
+    y = Dropout(rate)(x)
+    assert (y == 0).float().mean() == pytest.approx(rate, abs=0.005)
+    assert y.mean() == pytest.approx(1.0, abs=0.02)
+    assert y.unique().numel() == 2
+
+
+def test_dropout_of_maps_drops_whole_maps() -> None:
+    y = Dropout(0.5, maps=True)(torch.ones(8, 16, 3, 3))
+    per_map = y.flatten(2)
+    assert torch.equal(per_map, per_map[..., :1].expand_as(per_map))
+    assert 0.2 < (y == 0).float().mean() < 0.8
+
+
+def test_dropout_draws_from_the_default_generator_and_rests_in_evaluation() -> None:
+    layer, x = Dropout(0.5), torch.randn(64, 65)
+    torch.manual_seed(3)
+    first = layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(layer(x), first)
+    assert layer.eval()(x) is x
+
+
+def test_neighbouring_values_drop_independently() -> None:
+    kept = (Dropout(0.5)(torch.ones(1000, 64)) > 0).float() - 0.5
+    correlation = (kept.T @ kept) / (1000 * 0.25)
+    correlation.fill_diagonal_(0)
+    assert correlation.abs().max() < 0.2

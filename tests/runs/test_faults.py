@@ -1,0 +1,202 @@
+"""The third promise, as far as it goes without checkpoints: a failure ends the run within seconds, and says why."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT, spawn
+
+SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
+LONG = ["--epochs", "400", "--threads", "1", "--quiet", "--eval-every", "50"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def torchrun(processes: int, *flags: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """A real torchrun in a session of its own; nothing of it is left afterwards."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", SCRIPT]
+    process = subprocess.Popen(
+        [*command, *flags],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_training(folder: Path, timeout_s: float = 90) -> None:
+    """Until the first epoch is in metrics.jsonl."""
+    deadline = time.monotonic() + timeout_s
+    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline, "no epoch within the time"
+        time.sleep(0.1)
+
+
+def workers(parent: int) -> dict[int, int]:
+    """Process id of each rank below a torchrun."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status, environment = (entry / "status").read_text(), (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"PPid:\t{parent}\n" in status and (rank := re.search(rb"(?:^|\0)RANK=(\d+)", environment)):
+            found[int(rank[1])] = int(entry.name)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def gone(pids: list[int], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_ends_all_processes_with_a_short_message(tmp_path: Path, name: str) -> None:
+    with torchrun(3, *LONG, "--output", "run", cwd=tmp_path) as process:
+        wait_for_training(tmp_path / "run")
+        ranks = workers(process.pid)
+        assert sorted(ranks) == [0, 1, 2]
+        process.send_signal(signal.Signals[name])
+        _, printed = process.communicate(timeout=20)
+        assert gone(list(ranks.values()), within_s=2), "an orphan is left"
+    ours = [line for line in printed.splitlines() if line.startswith(("interrupted", "error:"))]
+    assert ours == (["interrupted (SIGINT); the run was ended before its last epoch"] if name == "SIGINT" else [])
+    assert "pipeline/" not in printed, "a traceback of ours"
+
+
+def test_ctrl_c_ends_a_single_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *LONG, "--output", "run"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for_training(tmp_path / "run")
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert printed == "interrupted (SIGINT); the run was ended before its last epoch\n"
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_killed_process_ends_the_run_and_is_named(tmp_path: Path, victim: int) -> None:
+    with torchrun(3, *LONG, "--output", "run", cwd=tmp_path) as process:
+        wait_for_training(tmp_path / "run")
+        ranks = workers(process.pid)
+        os.kill(ranks[victim], signal.SIGKILL)
+        start = time.monotonic()
+        _, printed = process.communicate(timeout=60)
+        assert time.monotonic() - start < 15
+        assert gone(list(ranks.values()), within_s=2)
+    assert process.returncode == 1
+    ours = [line for line in printed.splitlines() if line.startswith("error:")]
+    # torchrun notices the death as fast as the neighbours do: it may end them before one has printed.
+    assert len(ours) <= 1
+    assert all(f"stage {victim} (process {victim}) died" in line for line in ours), ours
+    assert re.search(rf"rank +: {victim}\b", printed)
+    assert "pipeline/" not in printed, "a traceback of ours"
+
+
+def test_a_process_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
+    with torchrun(3, *LONG, "--output", "run", "--timeout", "3", cwd=tmp_path) as process:
+        wait_for_training(tmp_path / "run")
+        ranks = workers(process.pid)
+        os.kill(ranks[1], signal.SIGSTOP)
+        try:
+            start = time.monotonic()
+            deadline = start + 40
+            while alive(ranks[0]) and alive(ranks[2]):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert time.monotonic() - start < 12
+        finally:
+            os.kill(ranks[1], signal.SIGKILL)
+        _, printed = process.communicate(timeout=60)
+    ours = [line for line in printed.splitlines() if line.startswith("error:")]
+    assert len(ours) == 1
+    assert "stage 1 (process 1) has been silent for 3 s" in ours[0]
+
+
+def test_processes_that_lose_torchrun_do_not_outlive_it(tmp_path: Path) -> None:
+    with torchrun(2, *LONG, "--output", "run", cwd=tmp_path) as process:
+        wait_for_training(tmp_path / "run")
+        ranks = workers(process.pid)
+        process.kill()
+        assert gone(list(ranks.values()), within_s=15)
+        _, printed = process.communicate(timeout=10)
+    assert "lost torchrun's store" in printed and "Traceback" not in printed
+
+
+FAILING = """
+import sys, torch
+from torch import nn
+from torch.utils.data import TensorDataset
+import pipeline
+
+class Fuse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 20:
+            raise RuntimeError("the fuse has blown")
+        return self.layer(x)
+
+data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
+blocks = pipeline.blocks_from(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Fuse(), nn.Linear(4, 2)))
+try:
+    pipeline.train(blocks, data, data, pipeline.TrainConfig(epochs=9, batch_size=8, split=(1, 1, 1), timeout=10))
+except Exception as error:
+    print(type(error).__name__, error)
+    sys.stdout.flush()
+    import os
+    os._exit(3)
+"""
+
+
+def test_an_exception_in_one_stage_is_raised_in_all(tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    start = time.monotonic()
+    ends = spawn([str(script)], 3, 60)
+    assert time.monotonic() - start < 40
+    assert ends[1].stdout.startswith("RuntimeError the fuse has blown"), ends[1]
+    for rank in (0, 2):
+        if ends[rank].status == 3:  # unless it was ended before it could print, as torchrun does
+            assert ends[rank].stdout == "StageFailure stage 1 failed: RuntimeError: the fuse has blown\n"

@@ -1,0 +1,287 @@
+"""The public call and the main job: results, run folder, library use, configuration that comes back."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pipeline
+from pipeline.config.schema import RunConfig
+from pipeline.config.toml import read_toml
+from pipeline.runtime.checkpoint import digest
+from pipeline.training import Options, run
+from tests.runs.exactness_cases import BASE, vary
+from tests.support.processes import ROOT, call, spawn
+
+SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
+QUICK = ["--epochs", "1", "--train-limit", "100", "--test-limit", "50", "--width", "0.125", "--hidden-units", "16"]
+
+
+def toy(samples: int = 120) -> tuple[TensorDataset, TensorDataset]:
+    """Three classes told apart by the sign of three features."""
+    y = torch.randint(3, (samples,))
+    x = torch.randn(samples, 6)
+    x[:, :3] += 3 * nn.functional.one_hot(y, 3)
+    return TensorDataset(x[20:], y[20:]), TensorDataset(x[:20], y[:20])
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
+    folder = tmp_path_factory.mktemp("run") / "out"
+    config = vary(BASE, epochs=3, eval_every=2)
+    run(config, Options(output=str(folder)))
+    return folder, config
+
+
+def test_the_run_folder_holds_what_the_contract_says(finished: tuple[Path, RunConfig]) -> None:
+    folder, config = finished
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        ["config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "curves.png"]
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) == {
+        *("schema", "dataset", "model", "loss", "seed", "epochs", "steps", "batch_size", "processes", "stages"),
+        *("threads", "parameters", "parameters_local_heads", "train_error_percent", "test_error_percent"),
+        *("best_test_error_percent", "block_test_error_percent", "train_seconds", "samples_per_second"),
+        *("weights_sha256", "state_sha256", "stage", "versions"),
+    }
+    assert set(summary["stage"][0]) == {
+        *("rank", "device", "blocks", "parameters", "busy_fraction", "wait_input_s", "wait_output_s"),
+        *("peak_memory_bytes", "bytes_sent"),
+    }
+    assert (summary["schema"], summary["epochs"], summary["steps"]) == (1, 3, 15)
+    assert len(summary["block_test_error_percent"]) == config.model.blocks
+    assert summary["block_test_error_percent"][-1] == summary["test_error_percent"]
+
+
+def test_every_epoch_is_a_line_of_metrics(finished: tuple[Path, RunConfig]) -> None:
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["test_error_percent"] is None for line in lines] == [True, False, False]
+    assert set(lines[0]) == {
+        *("epoch", "seconds", "lr", "train_error_percent", "test_error_percent", "block_loss"),
+        *("block_train_error_percent", "block_test_error_percent", "stage"),
+    }
+
+
+def test_the_saved_weights_have_the_digest_of_the_summary(finished: tuple[Path, RunConfig]) -> None:
+    folder, _ = finished
+    weights = load_file(folder / "model.safetensors")
+    assert digest(weights) == json.loads((folder / "summary.json").read_text())["weights_sha256"]
+    assert all(re.match(r"\d+\.", name) and "local_head" not in name for name in weights)
+
+
+def test_the_saved_configuration_is_complete_and_trains_the_same(finished: tuple[Path, RunConfig]) -> None:
+    folder, _ = finished
+    table = tomllib.loads((folder / "config.toml").read_text())
+    assert table["train"]["split"] == [8] and table["train"]["stages"] == 1
+    assert table["train"]["threads"] == 1 and table["model"]["nonlinearity"] == "leaky_relu"
+    again = run(read_toml(str(folder / "config.toml")), Options())
+    assert again.summary.state_sha256 == json.loads((folder / "summary.json").read_text())["state_sha256"]
+
+
+def test_the_saved_model_gives_the_error_of_the_summary(finished: tuple[Path, RunConfig]) -> None:
+    from pipeline.data.batches import Batches
+
+    folder, config = finished
+    model = pipeline.load_model(folder)
+    batches = Batches.from_config(config.data, seed=1, batch_size=64, device=torch.device("cpu"))
+    with torch.no_grad():
+        wrong = sum(int((model(x).argmax(1) != y).sum()) for x, y in batches.test())
+    expected = json.loads((folder / "summary.json").read_text())["test_error_percent"]
+    assert 100 * wrong / batches.test_samples == pytest.approx(expected)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(pipeline.DataError, match="holds no finished run"):
+        pipeline.load_model(tmp_path)
+
+
+def test_a_users_own_network_learns(tmp_path: Path) -> None:
+    train, test = toy()
+    given = network()
+    config = pipeline.TrainConfig(loss="predsim", epochs=8, batch_size=20, lr=1e-2)
+    result = pipeline.train(pipeline.blocks_from(given), train, test, config, output=str(tmp_path / "run"))
+    assert result.summary.test_error_percent <= 20
+    assert result.summary.model == "custom"
+    x = test.tensors[0]
+    with torch.no_grad():
+        assert torch.equal(result.model(x), given.eval()(x)), "the blocks are trained in place"
+        again = pipeline.load_model(tmp_path / "run", pipeline.blocks_from(network()))
+        assert torch.equal(again(x), given(x))
+    with pytest.raises(pipeline.ConfigError, match="was your own; pass it as `blocks`"):
+        pipeline.load_model(tmp_path / "run")
+
+
+@pytest.mark.parametrize("loss", ["glob", "pred", "sim", "predsim-bio", "glob+pred"])
+def test_every_kind_of_loss_learns_a_toy(loss: str) -> None:
+    torch.manual_seed(2)
+    train, test = toy(420)
+    config = pipeline.TrainConfig(loss=loss, epochs=10, batch_size=20, lr=1e-2)
+    result = pipeline.train(pipeline.blocks_from(network()), train, test, config)
+    assert result.summary.test_error_percent <= 20
+
+
+def test_training_leaves_the_callers_settings_alone() -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    train, test = (
+        TensorDataset(torch.ones(8, 6), torch.arange(8) % 3),
+        TensorDataset(torch.ones(3, 6), torch.arange(3)),
+    )
+    block = pipeline.create_model("mlp", input_shape=(1, 2, 3), classes=3, hidden_units=4)
+    pipeline.train(block, train, test, pipeline.TrainConfig(epochs=1, batch_size=4, threads=2))
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_created_model_trains_to_the_bits_of_the_command_line() -> None:
+    config = vary(BASE, loss="pred", epochs=1)
+    named = run(config, Options())
+    from pipeline.data.batches import Batches
+
+    batches = Batches.from_config(config.data, seed=1, batch_size=64, device=torch.device("cpu"))
+    model = pipeline.create_model(
+        "vgg8b", input_shape=(1, 16, 16), classes=10, width=0.125, hidden_units=32, dropout=0.2, loss="pred"
+    )
+    images = torch.cat([x for _, x, _ in batches.train(1)])
+    assert images.shape[1:] == (1, 16, 16)
+    assert sum(p.numel() for block in model for p in block.parameters()) == named.summary.parameters
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"split": (1, 1)}, "--split 1,1 places 2 blocks, but the network has 3"),
+        ({"stages": 4}, "--stages 4 for a network of 3 blocks leave stages empty"),
+        ({"device": "cuda:77"}, "--device is cuda:77"),
+    ],
+)
+def test_mistakes_in_a_library_call_are_raised(values: Any, message: str) -> None:
+    train, test = toy()
+    with pytest.raises(pipeline.ConfigError, match=message):
+        pipeline.train(pipeline.blocks_from(network()), train, test, pipeline.TrainConfig(epochs=1, **values))
+
+
+def test_too_few_scores_for_the_classes_are_refused() -> None:
+    train, test = toy()
+    with pytest.raises(
+        pipeline.DataError, match=r"the data has 3 classes, but the output layer gives scores .* \[2\]"
+    ):
+        pipeline.train(pipeline.blocks_from(nn.Sequential(nn.Linear(6, 2))), train, test)
+
+
+DIFFERENT = """
+import os, torch, pipeline
+from torch import nn
+from torch.utils.data import TensorDataset
+rank = int(os.environ["RANK"])
+torch.manual_seed(rank)  # different weights in every process: process 0's count
+data = TensorDataset(torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3)
+layers = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, WIDTH), nn.ReLU(), nn.Linear(8, 3)
+blocks = pipeline.blocks_from(nn.Sequential(*layers))
+config = pipeline.TrainConfig(epochs=2, batch_size=8, loss="pred", lr=LR, threads=1, split=(2, 1))
+try:
+    result = pipeline.train(blocks, data, data, config)
+    state = {f"{i}.{k}": v for i, b in enumerate(blocks) for k, v in b.state_dict().items()}
+    from pipeline.runtime.checkpoint import digest
+    print(result.summary.weights_sha256, digest(state))
+except pipeline.ConfigError as error:
+    print("ConfigError", error)
+"""
+
+
+def different(tmp_path: Path, width: str, lr: str) -> list[str]:
+    script = tmp_path / "different.py"
+    script.write_text(DIFFERENT.replace("WIDTH", width).replace("LR", lr))
+    return [end.stdout.strip() for end in spawn([str(script)], 2, 60)]
+
+
+def test_process_0s_weights_count_and_every_process_gets_the_result(tmp_path: Path) -> None:
+    first, second = different(tmp_path, "8", "0.01")
+    assert first == second
+    promised, held = first.split()
+    assert promised == held
+
+
+def test_processes_with_different_flags_are_refused(tmp_path: Path) -> None:
+    expected = "ConfigError process 1 has lr = 0.2, but process 0 has 0.1; start all processes with the same flags"
+    assert different(tmp_path, "8", "0.1 * (rank + 1)") == [expected] * 2
+
+
+def test_processes_with_different_networks_are_refused(tmp_path: Path) -> None:
+    first, second = different(tmp_path, "8 + rank", "0.1")
+    assert first == second and first.startswith("ConfigError block 2 (linear 2) does not take input of shape [9]")
+
+
+def command(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return call(SCRIPT, *flags, cwd=cwd)
+
+
+def test_the_command_trains_and_writes_its_folder(tmp_path: Path) -> None:
+    done = command(*QUICK, "--trace", "t.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^epoch 1/1: .* test error", done.stdout, re.MULTILINE)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-digits-vgg8b-predsim", folder.name)
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
+    assert (tmp_path / "t.json").exists() and (tmp_path / "t.png").exists()
+
+
+def test_torchrun_gives_the_weights_of_one_process(tmp_path: Path) -> None:
+    """The two commands of the README, on a small network."""
+    flags = [SCRIPT, *QUICK, "--threads", "1", "--output"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
+    for start, folder in (([], "one"), (torchrun, "four")):
+        done = call(*start, *flags, folder, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    one, four = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "four"))
+    assert (one["processes"], four["processes"], len(four["stage"])) == (1, 4, 4)
+    assert one["state_sha256"] == four["state_sha256"]
+    assert four["stage"][0]["bytes_sent"] > 0 and four["stage"][3]["bytes_sent"] == 0
+
+
+def test_the_frequency_of_evaluation_never_changes_the_weights() -> None:
+    often, rarely = (run(vary(BASE, loss="pred", eval_every=every), Options()).summary for every in (1, 2))
+    assert often.state_sha256 == rarely.state_sha256
+
+
+def test_overwrite_replaces_a_run(tmp_path: Path) -> None:
+    for flags, status in (([], 0), ([], 2), (["--overwrite"], 0)):
+        assert command(*QUICK, "--output", "same", *flags, cwd=tmp_path).returncode == status
+
+
+def test_dry_run_shows_the_split_and_reads_no_data(tmp_path: Path) -> None:
+    flags = ["--dry-run", "--dataset", "cifar10", "--width", "0.0625", "--stages", "3", "--batch-size", "8"]
+    done = command(*flags, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'dataset = "cifar10"' in done.stdout and "output 1024-10" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_print_config_and_list_recipes_answer_without_training(tmp_path: Path) -> None:
+    printed = command("--print-config", "--epochs", "3", cwd=tmp_path).stdout
+    assert tomllib.loads(printed)["train"]["epochs"] == 3
+    assert command("--list-recipes", cwd=tmp_path).stdout == "digits\n"
+    assert "--queue-depth N" in command("--help", cwd=tmp_path).stdout
+    for flag in ("--print-config", "--list-recipes", "--help"):
+        first, second = spawn([SCRIPT, flag], 2, 60, cwd=tmp_path)
+        assert first.status == second.status == 0
+        assert first.stdout and not second.stdout
+    assert not list(tmp_path.iterdir())

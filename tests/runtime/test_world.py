@@ -1,0 +1,53 @@
+"""Processes meet: devices, and the transport that all of them must agree on."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch._C._distributed_c10d import HashStore
+
+from pipeline.config.environment import Environment
+from pipeline.config.schema import TrainConfig
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.runtime.world import World, default_threads
+from pipeline.transport.control import known_to_all
+
+
+def meet(devices: list[str]) -> list[PipelineError]:
+    """Let processes with these devices agree on a transport; the errors they raise."""
+    store, errors = HashStore(), list[PipelineError]()
+
+    def act(rank: int, device: str) -> None:
+        world = World(Environment(rank, len(devices), rank, len(devices)), TrainConfig(timeout=5), store)
+        try:
+            world.links(torch.device(device))
+        except PipelineError as error:
+            errors.append(error)
+        finally:
+            world.control.close()
+
+    threads = [threading.Thread(target=act, args=pair) for pair in enumerate(devices)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return errors
+
+
+def test_processes_on_cpus_agree() -> None:
+    assert meet(["cpu", "cpu"]) == []
+
+
+def test_a_mix_of_gpus_and_cpus_is_a_users_mistake_told_to_all() -> None:
+    """It used to be reported as a failure under way, with status 1."""
+    errors = meet(["cpu", "cuda:0"])
+    assert [type(error) for error in errors] == [ConfigError] * 2
+    assert all("some processes have a GPU and some have none" in str(error) for error in errors)
+    assert all(known_to_all(error) for error in errors)
+
+
+def test_cores_are_shared_out_and_never_fewer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    assert [default_threads(processes) for processes in (1, 2, 4, 9)] == [6, 3, 1, 1]
