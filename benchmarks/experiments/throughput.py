@@ -77,7 +77,7 @@ def _config(size: _Size) -> RunConfig:
 
 
 def _methods(count: int, microbatches: int) -> list[Method]:
-    group = (("locality", "group"),)
+    group = (("segments", count),)
     return [
         *baselines(count, microbatches),
         *(Method(f"{name}, {_ONE}", "ours", 1, overrides) for name, overrides in _LOSSES.items()),

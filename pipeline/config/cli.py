@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 from pipeline.config.catalog import DATASETS, LOSSES, MODELS
 from pipeline.config.recipes import RECIPES, recipe
 from pipeline.config.schema import (
-    LOCALITIES,
     NONLINEARITIES,
     OPTIMIZERS,
     PRECISIONS,
@@ -99,6 +98,17 @@ def _split(text: str) -> tuple[int, ...] | None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor block counts such as 3,2,2,1") from None
 
 
+def _segments(text: str) -> tuple[int, ...] | int | None:
+    if text == "block":
+        return None
+    try:
+        return tuple(int(part) for part in text.split(",")) if "," in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither block, nor a number of segments, nor block counts such as 3,3,2"
+        ) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     """All flags; one that is not given leaves no trace, so that it overrides nothing."""
     parser = _Parser(
@@ -146,7 +156,13 @@ def _method_flags(add: _Add) -> None:
     add(
         "--similarity-head", metavar="NAME", help=f"before the similarity matrix: {', '.join(SIMILARITY_HEADS)} (conv)"
     )
-    add("--locality", metavar="KIND", help=f"{' or '.join(LOCALITIES)}: a local loss a block, or one a stage (block)")
+    add(
+        "--segments",
+        type=_segments,
+        metavar="WHICH",
+        help="block: a local loss at every block; a number of segments with one each, balanced; or their block counts "
+        "such as 3,3,2 (block)",
+    )
 
 
 def _schedule_flags(add: _Add) -> None:

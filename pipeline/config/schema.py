@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from typing import Any
 
 from pipeline.config.catalog import DATASETS, LOSSES, MODELS, LossSpec, block_count, check_fits
@@ -11,7 +12,6 @@ from pipeline.config.checks import check_choice, check_number
 from pipeline.errors import ConfigError
 
 __all__ = [
-    "LOCALITIES",
     "NONLINEARITIES",
     "OPTIMIZERS",
     "PRECISIONS",
@@ -27,7 +27,6 @@ __all__ = [
 NONLINEARITIES = ("auto", "relu", "leaky_relu")
 OPTIMIZERS = ("adam", "amsgrad", "sgd")
 SIMILARITY_HEADS = ("conv", "pool-2", "pool-4", "pool-4x4", "stride-4", "grouped-8", "none")
-LOCALITIES = ("block", "group")
 PRECISIONS = ("fp32", "bf16")
 WIRES = ("auto", "fp32", "bf16", "fp16")
 
@@ -121,8 +120,9 @@ class TrainConfig:
     """Length of the fixed random projection of the targets in the -bio losses."""
     similarity_head: str = "conv"
     """What stands before the similarity matrix: the paper's 3x3 convolution, or a cheaper layer."""
-    locality: str = "block"
-    """block: every block has its local loss; group: one at the end of each stage, backprop inside it."""
+    segments: tuple[int, ...] | int | None = None
+    """Blocks of each segment, which has one local loss at its end and backprop inside; a number is so many segments,
+    balanced by the arithmetic of their forward; None: every block is one, as in the paper."""
     epochs: int = 10
     batch_size: int = 128
     lr: float = 5e-4
@@ -158,9 +158,9 @@ class TrainConfig:
         self._check_placement()
 
     def _coerce(self) -> None:
-        for name in ("lr_milestones", "split"):
+        for name in ("lr_milestones", "split", "segments"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, tuple):
+            if value is not None and not isinstance(value, tuple | int):
                 object.__setattr__(self, name, tuple(value))
         if self.beta is None:
             object.__setattr__(self, "beta", self.loss_spec.beta)
@@ -170,7 +170,7 @@ class TrainConfig:
         check_number(self, "decoder_dim", low=1)
         check_number(self, "target_projection", low=1)
         check_choice(self, "similarity_head", SIMILARITY_HEADS)
-        check_choice(self, "locality", LOCALITIES)
+        self._check_segments()
         check_number(self, "epochs", low=1)
         check_number(self, "batch_size", low=2)
         check_number(self, "lr", low=0.0, open_low=True)
@@ -193,8 +193,21 @@ class TrainConfig:
                 f"--similarity-head {self.similarity_head} needs a loss with a similarity head, not {self.loss}; "
                 "choose sim, predsim, glob+sim or glob+predsim"
             )
-        if self.locality == "group" and self.backpropagates:
-            raise ConfigError(f"--locality group needs a local loss, not {self.loss}; choose pred, sim or predsim")
+
+    def _check_segments(self) -> None:
+        counts = self.segments if isinstance(self.segments, tuple) else (self.segments,)
+        if self.segments is None:
+            return
+        if not counts or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
+            raise ConfigError(
+                f"--segments is {_segments(self.segments)}; give block, a number of segments, or block counts of at "
+                "least 1, such as 3,3,2"
+            )
+        if self.backpropagates:
+            raise ConfigError(
+                f"--segments {_segments(self.segments)} needs a local loss, not {self.loss}, which is one segment over"
+                " everything; choose pred, sim or predsim"
+            )
 
     def _check_placement(self) -> None:
         if self.stages is not None:
@@ -256,6 +269,35 @@ class TrainConfig:
         if stages > blocks:
             what = f"{world_size} processes" if world_size > 1 else f"--stages {stages}"
             raise ConfigError(f"{what} for a network of {blocks} blocks leave stages empty; use at most {blocks}")
+        if self.segments is not None:
+            self._check_segmentation(self.segments, blocks, stages)
+
+    def _check_segmentation(self, segments: tuple[int, ...] | int, blocks: int, stages: int) -> None:
+        """Segments against the network, and stages against segments; counts that must be found first come later."""
+        named = f"--segments {_segments(segments)}"
+        if isinstance(segments, int):
+            count = segments
+            if count > blocks:
+                raise ConfigError(f"{named} for a network of {blocks} blocks leaves some empty; use at most {blocks}")
+        else:
+            count = len(segments)
+            if sum(segments) != blocks:
+                raise ConfigError(
+                    f"{named} covers {sum(segments)} blocks, but the network has {blocks}; make the counts add up to "
+                    f"{blocks}"
+                )
+        if stages > count:
+            raise ConfigError(
+                f"{stages} stages for the {count} segments of {named} leave stages empty; use at most {count} stages, "
+                "or more segments"
+            )
+        if self.split is not None and not isinstance(segments, int):
+            cuts = set(accumulate(self.split)) - set(accumulate(segments))
+            if cuts:
+                raise ConfigError(
+                    f"--split {_join(self.split)} cuts a segment of {named} after {min(cuts)} blocks; let stages end "
+                    "where segments end"
+                )
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 1: decayed once for each milestone passed."""
@@ -316,6 +358,10 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         model=replace(config.model, **changed["model"]),
         train=replace(config.train, **changed["train"]),
     )
+
+
+def _segments(segments: tuple[int, ...] | int) -> str:
+    return _join(segments) if isinstance(segments, tuple) else str(segments)
 
 
 def _join(split: tuple[int, ...]) -> str:

@@ -11,7 +11,14 @@ from typing import Any
 from pipeline.config.schema import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["from_toml", "read_toml", "to_toml"]
+__all__ = ["from_toml", "read_network", "read_toml", "to_toml"]
+
+
+_GONE = {
+    ("train", "locality"): "which `segments` has replaced: drop the entry for a local loss at every block, or give "
+    "segments = [3, 5], the blocks of each group",
+}
+"""Entries of older versions, and what replaced them."""
 
 
 def to_toml(config: RunConfig | TrainConfig) -> str:
@@ -37,6 +44,8 @@ def from_toml(text: str, source: str = "the configuration") -> RunConfig:
             raise ConfigError(f"{source} has an unknown section [{section}]; known are {', '.join(SECTIONS)}")
         known = {f.name for f in fields(SECTIONS[section])}
         for key, value in values.items():
+            if (section, key) in _GONE:
+                raise ConfigError(f"{source} has {section}.{key}, {_GONE[section, key]}")
             if key not in known:
                 raise ConfigError(
                     f"{source} has an unknown entry {section}.{key}; known are {', '.join(sorted(known))}"
@@ -59,11 +68,24 @@ def read_toml(path: str) -> RunConfig:
     return from_toml(text, source=path)
 
 
+def read_network(path: str) -> tuple[ModelConfig, str]:
+    """Network and loss of a `config.toml`, older versions' included. Raises ConfigError if it is missing or wrong."""
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return ModelConfig(**table["model"]), table["train"]["loss"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} does not describe a network ({error}); give the folder of a finished run"
+        ) from error
+
+
 def _check_type(source: str, section: str, key: str, value: Any) -> None:
     """Compare a TOML value with the field's annotation, so that a wrong kind is named before any check of ranges."""
     annotation = str({f.name: f.type for f in fields(SECTIONS[section])}[key])
     kinds: tuple[type, ...]
-    if "tuple" in annotation:
+    if key == "segments":
+        kinds, wanted = (list, int), "a whole number or a list of them"
+    elif "tuple" in annotation:
         kinds, wanted = (list,), "a list of whole numbers"
     elif "str" in annotation:
         kinds, wanted = (str,), "text"

@@ -10,7 +10,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.learning.heads import similarity_macs
 from pipeline.network.spec import BlockShape
 
-__all__ = ["arithmetic_costs", "balance", "members", "shares"]
+__all__ = ["arithmetic_costs", "balance", "cut_segments", "members", "shares"]
 
 
 def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
@@ -65,13 +65,28 @@ def arithmetic_costs(config: TrainConfig, shapes: Sequence[BlockShape], classes:
 
     Local learning is forward and weight gradient; the head and global backpropagation add the input gradient.
     """
-    backprop = config.loss_spec.backpropagates or config.locality == "group"
+    pieces = members(cut_segments(config, shapes))
+    firsts, lasts = {piece[0] for piece in pieces}, {piece[-1] for piece in pieces}
     costs = []
     for index, shape in enumerate(shapes):
-        passes = 3 if backprop and index > 0 else 2
-        output = index == len(shapes) - 1
-        costs.append(float(passes * shape.macs + (0 if output else 3 * _head_macs(shape, config, classes))))
+        passes = 2 if index in firsts else 3
+        headed = index < len(shapes) - 1 and (index in lasts or config.backpropagates)
+        costs.append(float(passes * shape.macs + (3 * _head_macs(shape, config, classes) if headed else 0)))
     return costs
+
+
+def cut_segments(config: TrainConfig, shapes: Sequence[BlockShape]) -> tuple[int, ...]:
+    """Blocks of each segment; where only their number is asked for, balanced by counted forward arithmetic alone.
+
+    Nothing is measured, so that every machine and every process finds the same.
+    """
+    if config.backpropagates:
+        return (len(shapes),)
+    if config.segments is None:
+        return (1,) * len(shapes)
+    if isinstance(config.segments, int):
+        return balance([float(shape.macs) for shape in shapes], config.segments)
+    return config.segments
 
 
 def _head_macs(shape: BlockShape, config: TrainConfig, classes: int) -> int:

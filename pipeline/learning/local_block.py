@@ -16,7 +16,7 @@ __all__ = ["LocalBlock", "create_loss", "create_optimizer"]
 
 
 def create_loss(
-    config: TrainConfig, index: int, shape: tuple[int, ...], classes: int, *, output: bool, group_end: bool
+    config: TrainConfig, index: int, shape: tuple[int, ...], classes: int, *, output: bool, segment_end: bool
 ) -> LocalLoss | OutputLoss | None:
     """The loss that trains block `index`, its head keyed by (seed, block), or None where the block has none.
 
@@ -26,13 +26,13 @@ def create_loss(
         shape: of one sample's activation as the loss sees it.
         classes: number of classes.
         output: whether the block is the output layer.
-        group_end: whether the block ends a stage; decides under `--locality group`.
+        segment_end: whether the block ends a segment; only such blocks have a local loss, and all of `glob+X`.
     """
     spec = config.loss_spec
     assert config.beta is not None
     if output:
         return OutputLoss(spec.output_scale(config.beta))
-    if not spec.local or (config.locality == "group" and not group_end):
+    if not spec.local or not (segment_end or spec.backpropagates):
         return None
     with torch.random.fork_rng(devices=[]):
         seed_default_generator(torch.device("cpu"), config.seed, "head", index)
@@ -66,7 +66,7 @@ class LocalBlock:
         loss: the local loss (or the output layer's); None where a later block's loss trains this one.
         config: seed, optimizer, learning rates.
         numerics: device and number formats.
-        gradient_in: whether a gradient arrives from the next block (global or group training).
+        gradient_in: whether a gradient arrives from the next block (from inside its segment).
         gradient_out: whether the block before wants one.
     """
 

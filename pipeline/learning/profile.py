@@ -29,11 +29,11 @@ _BUDGET_S = 20.0  # measuring stops repeating after this; every block is measure
 def block_costs(
     config: TrainConfig, network: Network, shapes: Sequence[BlockShape], classes: int, numerics: Numerics
 ) -> tuple[list[float], str]:
-    """Costs to balance stages by, and what they are: seconds measured, or arithmetic under `--locality group`.
+    """Costs to balance stages by, and what they are.
 
-    There the split is part of the network, and must not hang on the noise of a measurement.
+    Seconds measured where every block learns alone; where segments hold several blocks, the arithmetic of each.
     """
-    if config.locality == "group":
+    if config.segments is not None:
         return arithmetic_costs(config, shapes, classes), ARITHMETIC_UNIT
     return measure_costs(config, network, shapes, classes, numerics), "seconds of a batch, measured"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import TrainConfig
-from pipeline.learning.balance import members
+from pipeline.learning.balance import cut_segments, members
 from pipeline.learning.local_block import LocalBlock, create_loss
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Packet
@@ -33,11 +33,6 @@ class Stage:
         self._training = True
         self._epoch = 0
 
-    @property
-    def chained(self) -> bool:
-        """Whether gradients pass between this stage's blocks or arrive from the next stage."""
-        return any(block.gradient_in for block in self.blocks)
-
     def forward(self, packet: Packet) -> Packet:
         """Activations of a training batch, from the weights before this step's update."""
         x = self._enter(packet, training=True)
@@ -61,15 +56,16 @@ class Stage:
         return None if gradient is None else gradient.to(self.numerics.wire(self.config.wire))
 
     def step(self, packet: Packet) -> Packet:
-        """`forward` and `update` in one, block by block where no gradient passes between blocks."""
-        if self.chained:
-            handed_on = self.forward(packet)
-            self.update()
-            return handed_on
+        """`forward` and `update` in one, segment by segment."""
         x = self._enter(packet, training=True)
+        segment: list[LocalBlock] = []
         for block in self.blocks:
             x = block.forward(x, packet.step)
-            block.update(self._labels)
+            segment.append(block)
+            if not block.gradient_in:
+                gradient: Tensor | None = None
+                while segment:
+                    gradient = segment.pop().update(self._labels, gradient)
         return packet.with_activation(self._leave(x))
 
     def evaluate(self, packet: Packet) -> Packet:
@@ -124,12 +120,13 @@ def build_stage(
         index: of the stage.
         numerics: device and formats.
     """
-    own, chain = members(split)[index], config.loss_spec.backpropagates
-    group = config.locality == "group"
+    own = members(split)[index]
+    pieces = members(cut_segments(config, shapes))
+    firsts, lasts = {piece[0] for piece in pieces}, {piece[-1] for piece in pieces}
     blocks = []
     for i in own:
         output = i == len(network) - 1
-        loss = create_loss(config, i, shapes[i].features, classes, output=output, group_end=i == own[-1])
+        loss = create_loss(config, i, shapes[i].features, classes, output=output, segment_end=i in lasts)
         blocks.append(
             LocalBlock(
                 i,
@@ -137,8 +134,8 @@ def build_stage(
                 loss,
                 config,
                 numerics,
-                gradient_in=(chain and not output) or (group and i != own[-1]),
-                gradient_out=(chain and i > 0) or (group and i != own[0]),
+                gradient_in=i not in lasts,
+                gradient_out=i not in firsts,
             )
         )
     return Stage(index, blocks, config, last=index == len(split) - 1)

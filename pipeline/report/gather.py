@@ -164,8 +164,6 @@ def _notes(config: TrainConfig, links: LinkFactory) -> list[str]:
     """What the user should know at start: the transport, and what the promise of exactness does not cover."""
     assert config.stages is not None
     notes = [links.note] if links.note else []
-    if config.locality == "group" and config.stages > 1:
-        notes.append("--locality group: the split is part of the network; another split gives other weights")
     if config.wire not in ("auto", "fp32", config.precision) and config.stages > 1:
         notes.append(f"--wire {config.wire} rounds between stages; another split gives other weights")
     if links.on_gpus and not config.deterministic:

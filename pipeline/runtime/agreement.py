@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.learning.balance import arithmetic_costs, balance
+from pipeline.learning.balance import arithmetic_costs, balance, cut_segments, members
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
@@ -98,6 +98,8 @@ def _describe(
     network = factory(sizes.shape, sizes.classes)
     config.check_blocks(len(network), control.world_size)
     shapes = infer_shapes(network, sizes.shape)
+    if config.segments is not None:  # counts found by arithmetic meet the split only here
+        replace(config, segments=cut_segments(config, shapes)).check_blocks(len(network), control.world_size)
     scores = shapes[-1].outputs
     if len(scores) != 1 or scores[0] < sizes.classes:
         raise DataError(
@@ -119,6 +121,8 @@ def decide_split(
     stages = config.stage_count(world_size)
     if config.split is None and stages > 1:
         costs, unit = block_costs(config, network, shapes, classes, numerics)
-        return balance(costs, stages), costs, unit
+        pieces = members((1,) * len(network) if config.backpropagates else cut_segments(config, shapes))
+        found = balance([sum(costs[block] for block in piece) for piece in pieces], stages)
+        return tuple(sum(len(pieces[i]) for i in stage) for stage in members(found)), costs, unit
     costs = arithmetic_costs(config, shapes, classes)
     return config.split or (len(network),), costs, ARITHMETIC_UNIT

@@ -44,6 +44,6 @@ def test_a_heavier_block_costs_more() -> None:
 
 def test_group_training_is_balanced_by_arithmetic() -> None:
     network = given_network(create_model("mlp", input_shape=SHAPE, classes=4, hidden_units=8))
-    config = TrainConfig(locality="group", batch_size=4)
+    config = TrainConfig(segments=2, batch_size=4)
     costs, unit = block_costs(config, network, infer_shapes(network, SHAPE), 4, CPU)
     assert "multiply-accumulates" in unit and all(cost == int(cost) for cost in costs)

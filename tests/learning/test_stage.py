@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.config.catalog import LOSSES
 from pipeline.config.schema import ModelConfig, TrainConfig
+from pipeline.learning.balance import cut_segments
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Kind, Packet
 from pipeline.learning.stage import Stage, build_stage
@@ -115,8 +116,8 @@ def test_a_global_gradient_equals_backpropagation_through_the_whole_network() ->
                 torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_group_training_backpropagates_inside_a_stage_only() -> None:
-    made = stages(config(locality="group", split=(3, 3)), (3, 3))
+def test_gradients_flow_inside_a_segment_only() -> None:
+    made = stages(config(segments=(3, 3)), (3, 3))
     assert [block.loss is not None for stage in made for block in stage.blocks] == [False, False, True] * 2
     before = [digest(block.inference_state()) for stage in made for block in stage.blocks]
     packet = batch(0)
@@ -127,6 +128,22 @@ def test_group_training_backpropagates_inside_a_stage_only() -> None:
             assert stage.update() is None
     after = [digest(block.inference_state()) for stage in made for block in stage.blocks]
     assert all(a != b for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("segments", [2, 3, (1, 4, 1), (6,)])
+def test_segments_give_the_same_bits_in_any_stages_and_order_of_calls(segments: int | tuple[int, ...]) -> None:
+    counts = config(segments=segments)
+    (whole,) = stages(counts, (6,))
+    cut = cut_segments(counts, infer_shapes(named_network(MODEL, SHAPE, CLASSES, counts.loss), SHAPE))
+    apart = stages(counts, cut)
+    for step in range(3):
+        packet = batch(step)
+        whole.step(packet)
+        for stage in apart:
+            packet = stage.forward(packet)
+            assert stage.update() is None, "nothing flows back between segments"
+    assert state([whole]) == state(apart)
+    assert [block.loss is not None for block in whole.blocks].count(True) == len(cut)
 
 
 def test_evaluation_changes_nothing_and_draws_nothing() -> None:

@@ -70,7 +70,8 @@ def _baselines() -> dict[str, Case]:
     differ = {
         "other seed": Case("other seed", vary(BASE, seed=2)),
         "other batch size": Case("other batch size", vary(BASE, batch_size=50)),
-        "group of 2": Case("group of 2", vary(BASE, locality="group", split=(3, 5))),
+        "segments 3,5": Case("segments 3,5", vary(BASE, segments=(3, 5))),
+        "4 segments": Case("4 segments", vary(BASE, segments=4)),
         "bf16 wire of 2": Case("bf16 wire of 2", vary(BASE, wire="bf16", split=(4, 4))),
         "bf16 of 2": Case("bf16 of 2", vary(BASE, precision="bf16", split=(4, 4))),
     }
@@ -92,7 +93,8 @@ CASES: Mapping[int, Mapping[str, Case]] = {
         "pred, stage 1 sleeps": Case("pred", PLAIN["pred"], sleepy=1),
         "predsim, traced": Case("predsim", PLAIN["predsim"], trace=True),
         "glob, split 2,6": Case("glob", vary(PLAIN["glob"], split=(2, 6))),
-        "group": Case("group of 2", vary(BASE, locality="group", split=(3, 5))),
+        "segments 3,5": Case("segments 3,5", vary(BASE, segments=(3, 5))),
+        "4 segments": Case("4 segments", vary(BASE, segments=4)),
         "bf16 wire": Case("bf16 wire of 2", vary(BASE, wire="bf16", split=(4, 4))),
         "bf16": Case("bf16 of 2", vary(BASE, precision="bf16", split=(4, 4))),
     },
@@ -105,6 +107,7 @@ CASES: Mapping[int, Mapping[str, Case]] = {
     },
     4: {
         **{name: Case(name, PLAIN[name]) for name in ("pred", "predsim", "predsim-bio", "glob")},
+        "4 segments": Case("4 segments", vary(BASE, segments=4)),
         "predsim, split 2,2,2,2, stage 2 sleeps": Case(
             "predsim", vary(PLAIN["predsim"], split=(2, 2, 2, 2), queue_depth=3), sleepy=2
         ),

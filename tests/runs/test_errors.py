@@ -34,7 +34,10 @@ FLAGS: list[tuple[str, str]] = [
         "--similarity-head pool-4 --loss pred",
         r"--similarity-head pool-4 needs a loss with a similarity head, not pred",
     ),
-    ("--locality group --loss glob", r"--locality group needs a local loss, not glob"),
+    ("--segments 2 --loss glob", r"--segments 2 needs a local loss, not glob, which is one segment over everything"),
+    ("--segments 3,x", r"argument --segments: '3,x' is neither block, nor a number of segments, nor block counts"),
+    ("--segments 0", r"--segments is 0; give block, a number of segments, or block counts of at least 1"),
+    ("--config old.toml", r"old\.toml has train\.locality, which `segments` has replaced: drop the entry"),
     ("--nonlinearity tanh", r"--nonlinearity is 'tanh'; choose one of auto, relu, leaky_relu"),
     ("--width 0", r"--width is 0\.0; give a finite number above 0"),
     ("--width 0.001", r"--width is 0\.001, which leaves vgg8b without channels"),
@@ -63,10 +66,15 @@ FLAGS: list[tuple[str, str]] = [
 ONE_PROCESS: list[tuple[str, str]] = [
     ("--split 3,3", r"--split 3,3 places 6 blocks, but the network has 8; make the counts add up to 8"),
     ("--split 4,4 --stages 3", r"--split 4,4 makes 2 stages, but --stages is 3; drop one of them"),
+    ("--segments 3,3", r"--segments 3,3 covers 6 blocks, but the network has 8; make the counts add up to 8"),
+    ("--segments 9", r"--segments 9 for a network of 8 blocks leaves some empty; use at most 8"),
+    ("--segments 3,5 --split 4,4", r"--split 4,4 cuts a segment of --segments 3,5 after 4 blocks; let stages end"),
+    ("--segments 3,5 --stages 3", r"3 stages for the 2 segments of --segments 3,5 leave stages empty; use at most 2"),
     ("--stages 9", r"--stages 9 for a network of 8 blocks leave stages empty; use at most 8"),
 ]
 TWO_PROCESSES: list[tuple[str, str]] = [
     ("--split 3,3,2", r"--split 3,3,2 makes 3 stages, but there are 2 processes, one stage each"),
+    ("--segments 1", r"2 stages for the 1 segments of --segments 1 leave stages empty; use at most 1"),
     ("--stages 3", r"--stages is 3, but under torchrun stages are the 2 processes; drop --stages"),
     ("--dataset mnist --model mlp --hidden-layers 1 --split 3,2", r"--split 3,2 places 5 blocks, but .* has 2"),
 ]
@@ -91,6 +99,7 @@ LATE: list[tuple[str, str]] = [
 def folder(tmp_path: Path) -> Path:
     """Files to go wrong with."""
     (tmp_path / "broken.toml").write_text("[train")
+    (tmp_path / "old.toml").write_text('[train]\nlocality = "block"\n')
     (tmp_path / "odd.toml").write_text("[train]\nspeed = 3\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "finished").mkdir()

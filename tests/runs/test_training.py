@@ -106,6 +106,22 @@ def test_the_saved_model_gives_the_error_of_the_summary(finished: tuple[Path, Ru
     assert 100 * wrong / batches.test_samples == pytest.approx(expected)
 
 
+def test_the_run_folder_of_an_older_version_still_loads() -> None:
+    """Its config.toml has an entry that has gone since."""
+    folder = ROOT / "tests" / "fixtures" / "run-0.1.0"
+    assert "locality" in (folder / "config.toml").read_text()
+    expected = json.loads((folder / "summary.json").read_text())["weights_sha256"]
+    assert digest(dict(pipeline.load_model(folder).state_dict())) == expected
+
+
+def test_counts_found_for_segments_are_saved_and_train_the_same(tmp_path: Path) -> None:
+    first = run(vary(BASE, epochs=1, segments=3), Options(output=str(tmp_path / "run"))).summary
+    again = read_toml(str(tmp_path / "run" / "config.toml"))
+    assert isinstance(again.train.segments, tuple) and len(again.train.segments) == 3
+    assert sum(again.train.segments) == 8
+    assert run(again, Options()).summary.state_sha256 == first.state_sha256
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pipeline.DataError, match="holds no finished run"):
         pipeline.load_model(tmp_path)
