@@ -1,4 +1,4 @@
-"""What is known about networks and data sets without importing torch: plans, shapes, class counts.
+"""What is known about losses, networks and data sets without importing torch: parts, plans, shapes, class counts.
 
 The command line checks its flags against these tables, so a mistake is answered at once.
 """
@@ -6,22 +6,89 @@ The command line checks its flags against these tables, so a mistake is answered
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from pipeline.errors import ConfigError
 
 __all__ = [
     "DATASETS",
+    "LOSSES",
     "MODELS",
     "POOL",
     "VGG_PLANS",
     "DatasetInfo",
+    "LossSpec",
     "block_count",
     "check_fits",
     "pool_count",
     "stem_stride",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """What a loss name says; the only reader of such names."""
+
+    name: str
+    prediction: bool = False
+    """Every block has a local classifier (pred)."""
+    similarity: bool = False
+    """Every block matches the similarities of its activations to those of the targets (sim)."""
+    bio: bool = False
+    """Nothing is propagated back even inside a block: projected targets, feedback alignment, no similarity head."""
+    backpropagates: bool = False
+    """Gradients pass from block to block (`glob`, `glob+X`), so that stages take turns."""
+
+    @property
+    def local(self) -> bool:
+        """Whether there are local losses at all; only `glob` has none."""
+        return self.prediction or self.similarity
+
+    @property
+    def similarity_head(self) -> bool:
+        """Whether a layer with weights stands before the similarity matrix."""
+        return self.similarity and not self.bio
+
+    @property
+    def beta(self) -> float:
+        """The reference's weight of similarity where the user gives none."""
+        return 0.01 if self.prediction and self.similarity and self.bio else 0.99
+
+    @property
+    def nonlinearity(self) -> str:
+        """What `auto` means, as in the paper's recipes."""
+        return "leaky_relu" if self.similarity else "relu"
+
+    @property
+    def isolated(self) -> LossSpec:
+        """The same local losses in blocks that learn alone; `glob` has no such counterpart and stays."""
+        twins = (spec for spec in LOSSES.values() if replace(spec, name=self.name, backpropagates=True) == self)
+        return next(twins, self)
+
+    def output_scale(self, beta: float) -> float:
+        """Factor of the output layer's loss: the reference scales it in predsim too, unless that leaves nothing."""
+        return 1.0 - beta if self.prediction and self.similarity and beta < 1 else 1.0
+
+
+_PARTS = (
+    LossSpec(name="pred", prediction=True),
+    LossSpec(name="sim", similarity=True),
+    LossSpec(name="predsim", prediction=True, similarity=True),
+)
+
+LOSSES: Mapping[str, LossSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            LossSpec(name="glob", backpropagates=True),
+            *_PARTS,
+            *(replace(spec, name=f"{spec.name}-bio", bio=True) for spec in _PARTS),
+            *(replace(spec, name=f"glob+{spec.name}", backpropagates=True) for spec in _PARTS),
+        )
+    }
+)
+"""The losses of the paper and its reference implementation (Nøkland & Eidnes 2019)."""
 
 POOL = "M"
 """Entry of a plan that stands for a 2x2 max pooling; numbers are output channels of a 3x3 convolution."""

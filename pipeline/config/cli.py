@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pipeline.config.catalog import DATASETS, MODELS
+from pipeline.config.catalog import DATASETS, LOSSES, MODELS
 from pipeline.config.recipes import RECIPES, recipe
 from pipeline.config.schema import (
     LOCALITIES,
-    LOSSES,
     NONLINEARITIES,
     OPTIMIZERS,
     PRECISIONS,

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from pipeline.config.catalog import DATASETS, MODELS, block_count, check_fits
+from pipeline.config.catalog import DATASETS, LOSSES, MODELS, LossSpec, block_count, check_fits
 from pipeline.config.checks import check_choice, check_number
 from pipeline.errors import ConfigError
 
 __all__ = [
     "LOCALITIES",
-    "LOSSES",
     "NONLINEARITIES",
     "OPTIMIZERS",
     "PRECISIONS",
@@ -25,10 +24,6 @@ __all__ = [
     "override",
 ]
 
-LOSSES = (
-    *("glob", "pred", "sim", "predsim", "pred-bio", "sim-bio", "predsim-bio"),
-    *("glob+pred", "glob+sim", "glob+predsim"),
-)
 NONLINEARITIES = ("auto", "relu", "leaky_relu")
 OPTIMIZERS = ("adam", "amsgrad", "sgd")
 SIMILARITY_HEADS = ("conv", "pool-2", "pool-4", "pool-4x4", "stride-4", "grouped-8", "none")
@@ -104,7 +99,7 @@ class ModelConfig:
         """The nonlinearity, `auto` resolved as in the paper's recipes."""
         if self.nonlinearity != "auto":
             return self.nonlinearity
-        return "leaky_relu" if "sim" in loss else "relu"
+        return LOSSES[loss].nonlinearity
 
     @property
     def blocks(self) -> int:
@@ -157,6 +152,7 @@ class TrainConfig:
     """Seconds of silence from a peer (not of slowness) until the run fails."""
 
     def __post_init__(self) -> None:
+        check_choice(self, "loss", tuple(LOSSES))
         self._coerce()
         self._check_method()
         self._check_placement()
@@ -167,10 +163,9 @@ class TrainConfig:
             if value is not None and not isinstance(value, tuple):
                 object.__setattr__(self, name, tuple(value))
         if self.beta is None:
-            object.__setattr__(self, "beta", 0.01 if self.loss == "predsim-bio" else 0.99)
+            object.__setattr__(self, "beta", self.loss_spec.beta)
 
     def _check_method(self) -> None:
-        check_choice(self, "loss", LOSSES)
         check_number(self, "beta", low=0.0, high=1.0)
         check_number(self, "decoder_dim", low=1)
         check_number(self, "target_projection", low=1)
@@ -193,7 +188,7 @@ class TrainConfig:
             raise ConfigError(f"--momentum {self.momentum:g} needs --optimizer sgd, not {self.optimizer}")
         if self.momentum >= 1:
             raise ConfigError(f"--momentum is {self.momentum:g}; give 0 up to below 1")
-        if self.similarity_head != "conv" and ("sim" not in self.loss or self.loss.endswith("-bio")):
+        if self.similarity_head != "conv" and not self.loss_spec.similarity_head:
             raise ConfigError(
                 f"--similarity-head {self.similarity_head} needs a loss with a similarity head, not {self.loss}; "
                 "choose sim, predsim, glob+sim or glob+predsim"
@@ -228,12 +223,12 @@ class TrainConfig:
     @property
     def backpropagates(self) -> bool:
         """Whether the loss is `glob` or `glob+X`: gradients pass from block to block, and stages take turns."""
-        return self.loss.startswith("glob")
+        return self.loss_spec.backpropagates
 
     @property
-    def local_loss(self) -> str:
-        """The local part of the loss: X of `glob+X`, empty for `glob`, else the loss itself."""
-        return self.loss.removeprefix("glob").removeprefix("+")
+    def loss_spec(self) -> LossSpec:
+        """What the name of the loss says."""
+        return LOSSES[self.loss]
 
     def stage_count(self, world_size: int) -> int:
         """Number of stages in a run of `world_size` processes. Raises ConfigError if the flags say otherwise."""

@@ -65,7 +65,7 @@ def arithmetic_costs(config: TrainConfig, shapes: Sequence[BlockShape], classes:
 
     Local learning is forward and weight gradient; the head and global backpropagation add the input gradient.
     """
-    backprop = config.backpropagates or config.locality == "group"
+    backprop = config.loss_spec.backpropagates or config.locality == "group"
     costs = []
     for index, shape in enumerate(shapes):
         passes = 3 if backprop and index > 0 else 2
@@ -75,10 +75,10 @@ def arithmetic_costs(config: TrainConfig, shapes: Sequence[BlockShape], classes:
 
 
 def _head_macs(shape: BlockShape, config: TrainConfig, classes: int) -> int:
-    loss, features, macs = config.local_loss, math.prod(shape.features), 0
-    if "sim" in loss and not loss.endswith("-bio"):
+    spec, features, macs = config.loss_spec, math.prod(shape.features), 0
+    if spec.similarity_head:
         macs += similarity_macs(shape.features, config.similarity_head)
-    if "pred" in loss:
-        outputs = config.target_projection if loss.endswith("-bio") else classes
+    if spec.prediction:
+        outputs = config.target_projection if spec.bio else classes
         macs += min(features, config.decoder_dim) * outputs
     return macs

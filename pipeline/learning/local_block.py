@@ -28,17 +28,16 @@ def create_loss(
         output: whether the block is the output layer.
         group_end: whether the block ends a stage; decides under `--locality group`.
     """
-    name = config.local_loss
+    spec = config.loss_spec
     assert config.beta is not None
     if output:
-        # The reference scales the output layer's loss too; under Adam the factor hardly matters, unless it is 0.
-        return OutputLoss(1.0 - config.beta if name.startswith("predsim") and config.beta < 1 else 1.0)
-    if not name or (config.locality == "group" and not group_end):
+        return OutputLoss(spec.output_scale(config.beta))
+    if not spec.local or (config.locality == "group" and not group_end):
         return None
     with torch.random.fork_rng(devices=[]):
         seed_default_generator(torch.device("cpu"), config.seed, "head", index)
         return create_local_loss(
-            name,
+            spec,
             shape,
             classes,
             beta=config.beta,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.config.catalog import LossSpec
 from pipeline.learning.heads import FeedbackLinear, Pooling, decoder_pooling, similarity_head_for, zero_weight
 from pipeline.learning.ops import spatial_std
 
@@ -116,7 +117,7 @@ class OutputLoss(nn.Module):
 
 
 def create_local_loss(
-    name: str,
+    spec: LossSpec,
     shape: tuple[int, ...],
     classes: int,
     *,
@@ -125,10 +126,10 @@ def create_local_loss(
     target_projection: int,
     similarity_head: str = "conv",
 ) -> LocalLoss:
-    """The local loss `name` (pred, sim, predsim or a -bio variant) with a head sized for an activation.
+    """The local loss of a block, with a head sized for an activation.
 
     Args:
-        name: name of the local part; for `glob+X` it is X.
+        spec: what the loss consists of, one of `LOSSES`, such as `LOSSES["predsim"]`; for `glob+X` its part X counts.
         shape: of one sample's activation, (C, H, W) or any other, which is then flattened.
         classes: number of classes.
         beta: weight of similarity in predsim.
@@ -136,20 +137,20 @@ def create_local_loss(
         target_projection: P, for the -bio variants.
         similarity_head: what stands before the similarity matrix, one of `config.SIMILARITY_HEADS`.
     """
-    kind, _, variant = name.partition("-")
-    bio = variant == "bio"
     pooling, features = Pooling((1, 1), (0, 0)), math.prod(shape)
     if len(shape) == 3:
         channels, height, width = shape
         pooling = decoder_pooling(channels, height, width, decoder_dim)
         features = pooling.outputs(channels, height, width)
     decoder: nn.Module | None = None
-    if "pred" in kind:
-        decoder = FeedbackLinear(features, target_projection) if bio else zero_weight(nn.Linear(features, classes))
+    if spec.prediction:
+        decoder = (
+            FeedbackLinear(features, target_projection) if spec.bio else zero_weight(nn.Linear(features, classes))
+        )
     similarity: nn.Module | None = None
-    if "sim" in kind:
-        similarity = pooling.module() if bio else similarity_head_for(shape, similarity_head)
-    projection = nn.Linear(classes, target_projection, bias=False).weight.detach() if bio else None
+    if spec.similarity:
+        similarity = similarity_head_for(shape, similarity_head) if spec.similarity_head else pooling.module()
+    projection = nn.Linear(classes, target_projection, bias=False).weight.detach() if spec.bio else None
     return LocalLoss(
         classes, decoder=decoder, similarity=similarity, pool=pooling.module(), beta=beta, projection=projection
     )

@@ -49,7 +49,7 @@ def measure_costs(
     deadline = time.perf_counter() + _BUDGET_S
     devices = [numerics.device] if numerics.device.type == "cuda" else []
     # A measured block learns from its own loss alone; the global loss adds about as much to each of them.
-    alone = replace(config, loss=config.local_loss or config.loss, split=None, stages=None)
+    alone = replace(config, loss=config.loss_spec.isolated.name, split=None, stages=None)
     ones = [1] * len(network)
     costs = []
     with torch.random.fork_rng(devices=devices):

@@ -124,7 +124,7 @@ def build_stage(
         index: of the stage.
         numerics: device and formats.
     """
-    own, chain = members(split)[index], config.backpropagates
+    own, chain = members(split)[index], config.loss_spec.backpropagates
     group = config.locality == "group"
     blocks = []
     for i in own:

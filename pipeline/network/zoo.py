@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from pipeline.config.catalog import POOL, VGG_PLANS, check_fits, stem_stride
-from pipeline.config.schema import ModelConfig
+from pipeline.config.catalog import LOSSES, POOL, VGG_PLANS, check_fits, stem_stride
+from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.network.blocks import Block, ConvBlock, LinearBlock, OutputBlock
 from pipeline.network.spec import BlockSpec, Network, build_block
 
@@ -27,7 +27,7 @@ def named_network(config: ModelConfig, shape: tuple[int, ...], classes: int, los
         specs.append(_linear(features, config.hidden_units, nonlinearity, config.dropout))
         features = config.hidden_units
     # As in the reference: classifiers start at zero unless trained by global backpropagation or fed by a convolution.
-    zero = loss != "glob" and config.hidden_layers > 0
+    zero = LOSSES[loss].local and config.hidden_layers > 0
     specs.append(_output(features, classes, zero))
     return tuple(specs)
 
@@ -107,5 +107,5 @@ def create_model(
         nonlinearity=nonlinearity,
         dropout=dropout,
     )
-    network = named_network(config, input_shape, classes, loss)
+    network = named_network(config, input_shape, classes, TrainConfig(loss=loss).loss)  # which checks the name
     return [build_block(spec, seed, index) for index, spec in enumerate(network)]

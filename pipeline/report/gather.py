@@ -170,6 +170,6 @@ def _notes(config: TrainConfig, links: LinkFactory) -> list[str]:
         notes.append(f"--wire {config.wire} rounds between stages; another split gives other weights")
     if links.on_gpus and not config.deterministic:
         notes.append("without --deterministic a GPU's sums may differ in the last bits from run to run")
-    if config.backpropagates and config.stages > 1:
+    if config.loss_spec.backpropagates and config.stages > 1:
         notes.append(f"{config.loss} is backward-locked: the stages take turns and gradients are sent back")
     return notes

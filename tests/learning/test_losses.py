@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.config.catalog import LOSSES
 from pipeline.config.schema import SIMILARITY_HEADS
 from pipeline.learning.heads import AveragePool, FeedbackLinear, decoder_pooling, similarity_macs
 from pipeline.learning.losses import LocalLoss, OutputLoss, create_local_loss, similarity_matrix
@@ -20,7 +21,7 @@ SHAPES = ((8, 6, 6), (8, 1, 1), (3, 4, 4), (12,))
 
 
 def make(name: str, shape: tuple[int, ...], classes: int = 5, beta: float = 0.9) -> LocalLoss:
-    return create_local_loss(name, shape, classes, beta=beta, decoder_dim=64, target_projection=16)
+    return create_local_loss(LOSSES[name], shape, classes, beta=beta, decoder_dim=64, target_projection=16)
 
 
 def random_batch(shape: tuple[int, ...], samples: int = 6, classes: int = 5) -> tuple[Tensor, Tensor]:
@@ -224,7 +225,8 @@ def test_the_output_loss_carries_its_scale() -> None:
 @pytest.mark.parametrize("name", SIMILARITY_HEADS)
 @pytest.mark.parametrize("shape", [(16, 32, 32), (16, 14, 14), (12, 7, 5), (8, 2, 2), (8, 1, 1), (20,)])
 def test_every_similarity_head_learns_and_costs_what_it_says(name: str, shape: tuple[int, ...]) -> None:
-    loss = create_local_loss("sim", shape, 5, beta=0.99, decoder_dim=64, target_projection=16, similarity_head=name)
+    sizes = {"decoder_dim": 64, "target_projection": 16}
+    loss = create_local_loss(LOSSES["sim"], shape, 5, beta=0.99, **sizes, similarity_head=name)
     h, labels = random_batch(shape)
     assert loss.similarity is not None
     with FlopCounterMode(display=False) as counter:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.config.schema import LOSSES, TrainConfig
+from pipeline.config.catalog import LOSSES
+from pipeline.config.schema import TrainConfig
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import block_costs, measure_costs
 from pipeline.network.sequential import given_network

@@ -167,3 +167,8 @@ def test_canonical_fixes_the_strides_of_size_one_dimensions() -> None:
         strides = {canonical(x).stride() for x in layouts}
         assert len(strides) == 1
         assert all(torch.equal(canonical(x), plain) for x in layouts)
+
+
+def test_a_model_for_an_unknown_loss_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--loss is 'hinge'; choose one of glob, pred"):
+        create_model("mlp", input_shape=(1, 4, 4), classes=3, loss="hinge")
