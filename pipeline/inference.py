@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pipeline.config.toml import read_network
+from pipeline.config.toml import read_model
 from pipeline.errors import ConfigError, DataError
 from pipeline.network.sequential import CUSTOM, given_network
 from pipeline.network.spec import build_block
@@ -42,7 +42,7 @@ def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None
     elif known["model"] == CUSTOM:
         raise ConfigError(f"the network of {folder} was your own; pass it as `blocks`")
     else:
-        config, loss = read_network(str(folder / "config.toml"))
+        config, loss = read_model(str(folder / "config.toml"))
         shape = tuple(int(side) for side in known["input_shape"].split(","))
         network = named_network(config, shape, int(known["classes"]), loss)
     model = nn.Sequential(*(build_block(spec, 0, index) for index, spec in enumerate(network)))

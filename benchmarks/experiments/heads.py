@@ -22,7 +22,8 @@ from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Bars
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_most
-from pipeline.config.schema import SIMILARITY_HEADS, DataConfig, ModelConfig, RunConfig, TrainConfig, override
+from pipeline.config.method import SIMILARITY_HEADS
+from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 from pipeline.training import Options
 from pipeline.training import run as train
 

@@ -31,14 +31,10 @@ class LossSpec:
     """What a loss name says; the only reader of such names."""
 
     name: str
-    prediction: bool = False
-    """Every block has a local classifier (pred)."""
-    similarity: bool = False
-    """Every block matches the similarities of its activations to those of the targets (sim)."""
-    bio: bool = False
-    """Nothing is propagated back even inside a block: projected targets, feedback alignment, no similarity head."""
-    backpropagates: bool = False
-    """Gradients pass from block to block (`glob`, `glob+X`), so that stages take turns."""
+    prediction: bool = False  # a local classifier
+    similarity: bool = False  # similarities between activations are matched to those between targets
+    bio: bool = False  # nothing is propagated back even inside a block: projected targets, feedback alignment
+    backpropagates: bool = False  # gradients pass from block to block, so that stages take turns
 
     @property
     def local(self) -> bool:

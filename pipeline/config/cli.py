@@ -3,46 +3,64 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn
 
-from pipeline.config.catalog import DATASETS, LOSSES, MODELS
+from pipeline.config.data import DataConfig
+from pipeline.config.fields import described, flag_name, option
+from pipeline.config.method import Method
+from pipeline.config.model import ModelConfig
+from pipeline.config.placement import Placement
 from pipeline.config.recipes import RECIPES, recipe
-from pipeline.config.schema import (
-    NONLINEARITIES,
-    OPTIMIZERS,
-    PRECISIONS,
-    SIMILARITY_HEADS,
-    WIRES,
-    RunConfig,
-    override,
-)
+from pipeline.config.schedule import Schedule
+from pipeline.config.schema import RunConfig, override
 from pipeline.config.toml import read_toml
 from pipeline.errors import ConfigError
 
-__all__ = ["Command", "parse"]
+__all__ = ["EPILOG", "GROUPS", "Command", "parse"]
+
+EPILOG = "Without --dataset, --model, --recipe or --config the recipe `digits` is trained."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where the flags start from."""
+
+    recipe: str | None = option(
+        None, "a named complete configuration", metavar="NAME", shown="", given=", ".join(RECIPES)
+    )
+    config: str | None = option(
+        None, "config.toml of an earlier run; other flags override it", metavar="FILE", shown=""
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """What the user asked for."""
 
     config: RunConfig
-    output: str | None
-    trace: str | None
-    overwrite: bool
-    quiet: bool
-    dry_run: bool
-    print_config: bool
-    list_recipes: bool
+    list_recipes: bool = option(False, "name the recipes and leave")
+    output: str | None = option(None, "run folder", metavar="DIR", shown="runs/<time>-<dataset>-<model>-<loss>")
+    overwrite: bool = option(False, "replace a run that the folder holds")
+    trace: str | None = option(None, "timeline of every stage in Chrome trace format", metavar="FILE", shown="")
+    dry_run: bool = option(False, "configuration, split, shapes and cost of each stage, no training")
+    print_config: bool = option(False, "effective configuration as TOML")
+    quiet: bool = option(False, "no live display")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as an exception instead of a usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
+GROUPS: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "data": (DataConfig,),
+        "network": (ModelConfig,),
+        "method": (Method,),
+        "schedule": (Schedule,),
+        "placement": (Placement,),
+        "run": (_Start, Command),
+    }
+)
+"""The flags under the headings of `--help`: fields of these classes."""
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -52,27 +70,49 @@ def parse(arguments: Sequence[str]) -> Command:
         ConfigError: an unknown flag, a value out of range, or a combination that cannot be trained.
     """
     given = vars(_parser().parse_args(arguments))
-    files = {name: given.pop(name, None) for name in ("output", "trace")}
-    switches = {
-        name: bool(given.pop(name, False))
-        for name in ("overwrite", "quiet", "dry_run", "print_config", "list_recipes")
-    }
-    config = override(_base(given), given)
-    return Command(config, files["output"], files["trace"], **switches)
+    start, call = _Start(**_take(given, _Start)), _take(given, Command)
+    return Command(config=override(_base(start, given), given), **call)
 
 
-def _base(given: dict[str, Any]) -> RunConfig:
-    """Where the flags start from; takes `recipe` and `config` out of `given`."""
-    name, path = given.pop("recipe", None), given.pop("config", None)
-    if name is not None and path is not None:
-        raise ConfigError(f"--recipe {name} and --config {path} both set everything; drop one of them")
-    if path is not None:
-        return read_toml(path)
-    if name is not None:
-        return recipe(name)
-    if "dataset" in given or "model" in given:
-        return RunConfig()
-    return recipe("digits")
+def _take(given: dict[str, Any], part: type) -> dict[str, Any]:
+    """What was given of the fields of `part`, taken out of `given`."""
+    return {f.name: given.pop(f.name) for f, _ in described(part) if f.name in given}
+
+
+def _base(start: _Start, given: Mapping[str, Any]) -> RunConfig:
+    if start.recipe is not None and start.config is not None:
+        raise ConfigError(f"--recipe {start.recipe} and --config {start.config} both set everything; drop one of them")
+    if start.config is not None:
+        return read_toml(start.config)
+    if start.recipe is not None:
+        return recipe(start.recipe)
+    return RunConfig() if "dataset" in given or "model" in given else recipe("digits")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as an exception instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """All flags; one that is not given leaves no trace, so that it overrides nothing."""
+    parser = _Parser(
+        prog="pipeline_train.py",
+        description="Train a network with local error signals, one stage a process: no backward locking.",
+        epilog=EPILOG,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for title, parts in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for f, told in (pair for part in parts for pair in described(part)):
+            kind = str(f.type)
+            reader = _KINDS.get(kind) or _KINDS[kind.removesuffix(" | None")]
+            value = {"metavar": told.metavar} if told.metavar else {}
+            group.add_argument(flag_name(f.name), **{"help": told.help, **value, **reader})
+    return parser
 
 
 def _whole(text: str) -> int:
@@ -89,7 +129,7 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def _split(text: str) -> tuple[int, ...] | None:
+def _counts(text: str) -> tuple[int, ...] | None:
     if text == "auto":
         return None
     try:
@@ -109,94 +149,13 @@ def _segments(text: str) -> tuple[int, ...] | int | None:
         ) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    """All flags; one that is not given leaves no trace, so that it overrides nothing."""
-    parser = _Parser(
-        prog="pipeline_train.py",
-        description="Train a network with local error signals, one stage a process: no backward locking.",
-        epilog="Without --dataset, --model, --recipe or --config the recipe `digits` is trained.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    _data_flags(parser.add_argument_group("data").add_argument)
-    _model_flags(parser.add_argument_group("network").add_argument)
-    _method_flags(parser.add_argument_group("method").add_argument)
-    _schedule_flags(parser.add_argument_group("schedule").add_argument)
-    _placement_flags(parser.add_argument_group("placement").add_argument)
-    _run_flags(parser.add_argument_group("run").add_argument)
-    return parser
-
-
-_Add = Callable[..., argparse.Action]
-
-
-def _data_flags(add: _Add) -> None:
-    add("--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    add("--data-dir", metavar="DIR", help="root in torchvision's layout (./data)")
-    add("--download", action="store_true", help="let torchvision fetch what is missing")
-    add("--train-limit", type=_whole, metavar="N", help="first N samples only, at least 2 (all)")
-    add("--test-limit", type=_whole, metavar="N", help="first N samples only, at least 1 (all)")
-    add("--cutout", type=_whole, metavar="N", help="side of the hole in pixels, 0 is off (0)")
-
-
-def _model_flags(add: _Add) -> None:
-    add("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
-    add("--width", type=_number, metavar="F", help="multiplies the channels of a convolutional network (1)")
-    add("--hidden-units", type=_whole, metavar="N", help="of each fully connected layer (1024)")
-    add("--hidden-layers", type=_whole, metavar="N", help="fully connected layers (3 for mlp, 1 for vgg)")
-    add("--nonlinearity", metavar="NAME", help=f"{', '.join(NONLINEARITIES)} (auto: leaky_relu where loss holds sim)")
-    add("--dropout", type=_number, metavar="F", help="0 up to below 1 (0)")
-
-
-def _method_flags(add: _Add) -> None:
-    add("--loss", metavar="NAME", help=f"one of {', '.join(LOSSES)} (predsim)")
-    add("--beta", type=_number, metavar="F", help="weight of sim in predsim, 0 to 1 (0.99; 0.01 for predsim-bio)")
-    add("--decoder-dim", type=_whole, metavar="N", help="most inputs of a local classifier (4096)")
-    add("--target-projection", type=_whole, metavar="N", help="length of the -bio target projection (128)")
-    add(
-        "--similarity-head", metavar="NAME", help=f"before the similarity matrix: {', '.join(SIMILARITY_HEADS)} (conv)"
-    )
-    add(
-        "--segments",
-        type=_segments,
-        metavar="WHICH",
-        help="block: a local loss at every block; a number of segments with one each, balanced; or their block counts "
-        "such as 3,3,2 (block)",
-    )
-
-
-def _schedule_flags(add: _Add) -> None:
-    add("--epochs", type=_whole, metavar="N", help="at least 1 (recipe's; 10 without)")
-    add("--batch-size", type=_whole, metavar="N", help="at least 2 (128)")
-    add("--lr", type=_number, metavar="F", help="learning rate (5e-4)")
-    add("--lr-milestones", type=_whole, nargs="+", metavar="E", help="epochs after which it is multiplied (none)")
-    add("--lr-decay", type=_number, metavar="F", help="by this (0.25)")
-    add("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)} (adam)")
-    add("--momentum", type=_number, metavar="F", help="of sgd (0)")
-    add("--weight-decay", type=_number, metavar="F", help="(0)")
-    add("--seed", type=_whole, metavar="N", help="of all random numbers (1)")
-    add("--eval-every", type=_whole, metavar="N", help="epochs between evaluations (1)")
-
-
-def _placement_flags(add: _Add) -> None:
-    add("--stages", type=_whole, metavar="K", help="stages in one process (1); under torchrun the world size")
-    add("--split", type=_split, metavar="COUNTS", help="auto, or blocks of each stage such as 3,2,2,1 (auto)")
-    add("--queue-depth", type=_whole, metavar="N", help="packets sent and not yet taken between two stages (4)")
-    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N (auto)")
-    add("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)} (fp32)")
-    add("--deterministic", action="store_true", help="the same bits on a GPU too")
-    add("--threads", type=_whole, metavar="N", help="CPU threads of each process (cores / processes on this host)")
-    add("--wire", metavar="NAME", help=f"{', '.join(WIRES)}: number format between stages (auto: lossless)")
-    add("--timeout", type=_number, metavar="S", help="seconds of silence from a peer until the run fails (60)")
-
-
-def _run_flags(add: _Add) -> None:
-    add("--recipe", metavar="NAME", help=f"a named complete configuration: {', '.join(RECIPES)}")
-    add("--list-recipes", action="store_true", help="name them and leave")
-    add("--config", metavar="FILE", help="config.toml of an earlier run; other flags override it")
-    add("--output", metavar="DIR", help="run folder (runs/<time>-<dataset>-<model>-<loss>)")
-    add("--overwrite", action="store_true", help="replace a run that the folder holds")
-    add("--trace", metavar="FILE", help="timeline of every stage in Chrome trace format")
-    add("--dry-run", action="store_true", help="configuration, split, shapes and cost of each stage, no training")
-    add("--print-config", action="store_true", help="effective configuration as TOML")
-    add("--quiet", action="store_true", help="no live display")
+# How a flag is read, by the annotation of its field.
+_KINDS: Mapping[str, Mapping[str, Any]] = {
+    "bool": {"action": "store_true"},
+    "str": {"type": str},
+    "int": {"type": _whole},
+    "float": {"type": _number},
+    "tuple[int, ...]": {"type": _whole, "nargs": "+"},
+    "tuple[int, ...] | None": {"type": _counts},
+    "tuple[int, ...] | int | None": {"type": _segments},
+}

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from pipeline.config.method import Method
 from pipeline.config.schema import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["from_toml", "read_network", "read_toml", "to_toml"]
+__all__ = ["GONE", "from_toml", "read_model", "read_toml", "to_toml"]
 
-
-_GONE = {
-    ("train", "locality"): "which `segments` has replaced: drop the entry for a local loss at every block, or give "
-    "segments = [3, 5], the blocks of each group",
-}
-"""Entries of older versions, and what replaced them."""
+GONE: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"train.locality": ("--segments", "drop the entry, or give segments = [3, 5], the blocks of each group")}
+)
+"""Entries that older versions wrote: the flag that has replaced each, and what to do about it."""
 
 
 def to_toml(config: RunConfig | TrainConfig) -> str:
@@ -33,24 +34,14 @@ def to_toml(config: RunConfig | TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def from_toml(text: str, source: str = "the configuration") -> RunConfig:
+def from_toml(text: str, source: str = "the configuration", gone: Mapping[str, tuple[str, str]] = GONE) -> RunConfig:
     """Parse what `to_toml` wrote. Raises ConfigError that names `source` and the offending entry."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not TOML ({error}); mend it or write one with --print-config") from error
+    table = _table(text, source)
     for section, values in table.items():
         if section not in SECTIONS or not isinstance(values, dict):
             raise ConfigError(f"{source} has an unknown section [{section}]; known are {', '.join(SECTIONS)}")
-        known = {f.name for f in fields(SECTIONS[section])}
         for key, value in values.items():
-            if (section, key) in _GONE:
-                raise ConfigError(f"{source} has {section}.{key}, {_GONE[section, key]}")
-            if key not in known:
-                raise ConfigError(
-                    f"{source} has an unknown entry {section}.{key}; known are {', '.join(sorted(known))}"
-                )
-            _check_type(source, section, key, value)
+            _check_entry(source, section, key, value, gone)
     return RunConfig(
         data=DataConfig(**table.get("data", {})),
         model=ModelConfig(**table.get("model", {})),
@@ -60,40 +51,52 @@ def from_toml(text: str, source: str = "the configuration") -> RunConfig:
 
 def read_toml(path: str) -> RunConfig:
     """Read a `config.toml`. Raises ConfigError if the file is missing or wrong."""
+    return from_toml(_read(path, f"--config {path}"), source=path)
+
+
+def read_model(path: str) -> tuple[ModelConfig, str]:
+    """The network of a `config.toml` and the name of the loss that trained it, whichever version wrote the rest."""
+    table = _table(_read(path, path), path)
+    for key, value in table.get("model", {}).items():
+        _check_entry(path, "model", key, value, {})
+    loss = {key: value for key, value in table.get("train", {}).items() if key == "loss"}
+    return ModelConfig(**table.get("model", {})), Method(**loss).loss
+
+
+def _read(path: str, name: str) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"--config {path} cannot be read ({reason}); give the config.toml of a run") from error
-    return from_toml(text, source=path)
+        raise ConfigError(f"{name} cannot be read ({reason}); give the config.toml of a run") from error
 
 
-def read_network(path: str) -> tuple[ModelConfig, str]:
-    """Network and loss of a `config.toml`, older versions' included. Raises ConfigError if it is missing or wrong."""
+def _table(text: str, source: str) -> dict[str, Any]:
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        return ModelConfig(**table["model"]), table["train"]["loss"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} does not describe a network ({error}); give the folder of a finished run"
-        ) from error
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML ({error}); mend it or write one with --print-config") from error
 
 
-def _check_type(source: str, section: str, key: str, value: Any) -> None:
-    """Compare a TOML value with the field's annotation, so that a wrong kind is named before any check of ranges."""
-    annotation = str({f.name: f.type for f in fields(SECTIONS[section])}[key])
-    kinds: tuple[type, ...]
-    if key == "segments":
-        kinds, wanted = (list, int), "a whole number or a list of them"
-    elif "tuple" in annotation:
-        kinds, wanted = (list,), "a list of whole numbers"
-    elif "str" in annotation:
-        kinds, wanted = (str,), "text"
-    elif "bool" in annotation:
-        kinds, wanted = (bool,), "true or false"
-    elif "float" in annotation:
-        kinds, wanted = (int, float), "a number"
-    else:
-        kinds, wanted = (int,), "a whole number"
+def _check_entry(source: str, section: str, key: str, value: Any, gone: Mapping[str, tuple[str, str]]) -> None:
+    """Name an entry that has gone, is unknown, or is of the wrong kind, before any check of ranges."""
+    entry, known = f"{section}.{key}", {f.name: str(f.type) for f in fields(SECTIONS[section])}
+    if entry in gone:
+        flag, remedy = gone[entry]
+        raise ConfigError(f"{source} has {entry}, which {flag} has replaced; {remedy}")
+    if key not in known:
+        raise ConfigError(f"{source} has an unknown entry {entry}; known are {', '.join(sorted(known))}")
+    kinds, wanted = _KINDS[known[key].removesuffix(" | None")]
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds != (bool,)):
-        raise ConfigError(f"{source} has {section}.{key} = {value!r}; give {wanted}")
+        raise ConfigError(f"{source} has {entry} = {value!r}; give {wanted}")
+
+
+# What TOML's reader gives for a field, by its annotation, and how to say it.
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "tuple[int, ...]": ((list,), "a list of whole numbers"),
+    "tuple[int, ...] | int": ((list, int), "a whole number or a list of them"),
+}

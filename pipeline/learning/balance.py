@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
-from pipeline.config.schema import TrainConfig
+from pipeline.config.method import Method
 from pipeline.learning.heads import similarity_macs
 from pipeline.network.spec import BlockShape
 
@@ -60,7 +60,7 @@ def shares(costs: Sequence[float], split: Sequence[int]) -> list[float]:
     return [sum(costs[i] for i in blocks) / whole for blocks in members(split)]
 
 
-def arithmetic_costs(config: TrainConfig, shapes: Sequence[BlockShape], classes: int) -> list[float]:
+def arithmetic_costs(config: Method, shapes: Sequence[BlockShape], classes: int) -> list[float]:
     """Multiply-accumulates of one sample's training step in each block, without normalisation and pooling.
 
     Local learning is forward and weight gradient; the head and global backpropagation add the input gradient.
@@ -75,7 +75,7 @@ def arithmetic_costs(config: TrainConfig, shapes: Sequence[BlockShape], classes:
     return costs
 
 
-def cut_segments(config: TrainConfig, shapes: Sequence[BlockShape]) -> tuple[int, ...]:
+def cut_segments(config: Method, shapes: Sequence[BlockShape]) -> tuple[int, ...]:
     """Blocks of each segment; where only their number is asked for, balanced by counted forward arithmetic alone.
 
     Nothing is measured, so that every machine and every process finds the same.
@@ -89,7 +89,7 @@ def cut_segments(config: TrainConfig, shapes: Sequence[BlockShape]) -> tuple[int
     return config.segments
 
 
-def _head_macs(shape: BlockShape, config: TrainConfig, classes: int) -> int:
+def _head_macs(shape: BlockShape, config: Method, classes: int) -> int:
     spec, features, macs = config.loss_spec, math.prod(shape.features), 0
     if spec.similarity_head:
         macs += similarity_macs(shape.features, config.similarity_head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import TrainConfig
+from pipeline.config.method import Method
 from pipeline.learning.losses import LocalLoss, OutputLoss, create_local_loss
 from pipeline.learning.meter import Meter
 from pipeline.learning.numerics import Numerics
@@ -16,7 +16,7 @@ __all__ = ["LocalBlock", "create_loss", "create_optimizer"]
 
 
 def create_loss(
-    config: TrainConfig, index: int, shape: tuple[int, ...], classes: int, *, output: bool, segment_end: bool
+    config: Method, index: int, shape: tuple[int, ...], classes: int, *, output: bool, segment_end: bool
 ) -> LocalLoss | OutputLoss | None:
     """The loss that trains block `index`, its head keyed by (seed, block), or None where the block has none.
 
@@ -47,7 +47,7 @@ def create_loss(
         )
 
 
-def create_optimizer(config: TrainConfig, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
+def create_optimizer(config: Method, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
     """One block's optimizer over all its parameters, local head included."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
@@ -75,7 +75,7 @@ class LocalBlock:
         index: int,
         block: Block,
         loss: LocalLoss | OutputLoss | None,
-        config: TrainConfig,
+        config: Method,
         numerics: Numerics,
         *,
         gradient_in: bool = False,

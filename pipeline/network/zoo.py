@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 from pipeline.config.catalog import LOSSES, POOL, VGG_PLANS, check_fits, stem_stride
-from pipeline.config.schema import ModelConfig, TrainConfig
+from pipeline.config.method import Method
+from pipeline.config.model import ModelConfig
 from pipeline.network.blocks import Block, ConvBlock, LinearBlock, OutputBlock
 from pipeline.network.spec import BlockSpec, Network, build_block
 
@@ -107,5 +108,5 @@ def create_model(
         nonlinearity=nonlinearity,
         dropout=dropout,
     )
-    network = named_network(config, input_shape, classes, TrainConfig(loss=loss).loss)  # which checks the name
+    network = named_network(config, input_shape, classes, Method(loss=loss).loss)  # which checks the name
     return [build_block(spec, seed, index) for index, spec in enumerate(network)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config.cli import parse
+from pipeline.config.method import Method
+from pipeline.config.placement import Placement
 from pipeline.config.recipes import RECIPES, recipe
+from pipeline.config.schedule import Schedule
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pipeline.config.toml import from_toml, read_toml, to_toml
+from pipeline.config.toml import from_toml, read_model, read_toml, to_toml
 from pipeline.errors import ConfigError
 
 
@@ -76,6 +79,25 @@ def test_a_wrong_file_is_named_with_its_entry(text: str, message: str) -> None:
         from_toml(text, "run/config.toml")
 
 
+def test_an_entry_that_has_gone_names_what_replaced_it() -> None:
+    gone = {"train.speed": ("--pace", "drop the entry, or give --pace slow")}
+    message = "old.toml has train.speed, which --pace has replaced; drop the entry, or give --pace slow"
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        from_toml('[train]\nspeed = "low"', "old.toml", gone)
+
+
+def test_the_network_is_read_whatever_else_an_older_version_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[model]\nmodel = "mlp"\n[train]\nloss = "sim"\nspeed = 3\nepochs = "many"\n[other]\na = 1\n')
+    assert read_model(str(path)) == (ModelConfig(model="mlp"), "sim")
+    path.write_text("[model]\ndepth = 3\n")
+    with pytest.raises(ConfigError, match=r"config\.toml has an unknown entry model\.depth"):
+        read_model(str(path))
+    path.write_text('[train]\nloss = "hinge"\n')
+    with pytest.raises(ConfigError, match=r"--loss is 'hinge'"):
+        read_model(str(path))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--config .*none\.toml cannot be read \(No such file"):
         read_toml(str(tmp_path / "none.toml"))
@@ -119,3 +141,25 @@ def test_the_digits_recipe_applies_only_while_nothing_else_is_named() -> None:
 def test_a_layout_that_does_not_fit_is_refused(values: Any, blocks: int, world: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**values).check_blocks(blocks, world)
+
+
+def test_a_training_configuration_is_method_schedule_and_placement() -> None:
+    parts = (Method, Schedule, Placement)
+    assert [f.name for f in fields(TrainConfig)] == [f.name for part in parts for f in fields(part)]
+    config = TrainConfig(loss="sim", epochs=3, split=[2, 1], lr_milestones=[1, 2])  # type: ignore[arg-type]  # lists do
+    assert (config.split, config.lr_milestones) == ((2, 1), (1, 2))
+    assert all(isinstance(config, part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        (Method, {"lr": 0.0}, "--lr is 0.0; give a finite number above 0"),
+        (Schedule, {"epochs": 0}, "--epochs is 0; give a whole number at least 1"),
+        (Placement, {"wire": "int8"}, "--wire is 'int8'; choose one of auto, fp32, bf16, fp16"),
+    ],
+)
+def test_each_part_checks_itself_alone_and_in_the_whole(part: type, values: Any, message: str) -> None:
+    for cls in (part, TrainConfig):
+        with pytest.raises(ConfigError, match=message):
+            cls(**values)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.catalog import LOSSES
-from pipeline.config.schema import SIMILARITY_HEADS
+from pipeline.config.method import SIMILARITY_HEADS
 from pipeline.learning.heads import AveragePool, FeedbackLinear, decoder_pooling, similarity_macs
 from pipeline.learning.losses import LocalLoss, OutputLoss, create_local_loss, similarity_matrix
 from pipeline.learning.ops import spatial_std

@@ -37,7 +37,7 @@ FLAGS: list[tuple[str, str]] = [
     ("--segments 2 --loss glob", r"--segments 2 needs a local loss, not glob, which is one segment over everything"),
     ("--segments 3,x", r"argument --segments: '3,x' is neither block, nor a number of segments, nor block counts"),
     ("--segments 0", r"--segments is 0; give block, a number of segments, or block counts of at least 1"),
-    ("--config old.toml", r"old\.toml has train\.locality, which `segments` has replaced: drop the entry"),
+    ("--config old.toml", r"old\.toml has train\.locality, which --segments has replaced; drop the entry"),
     ("--nonlinearity tanh", r"--nonlinearity is 'tanh'; choose one of auto, relu, leaky_relu"),
     ("--width 0", r"--width is 0\.0; give a finite number above 0"),
     ("--width 0.001", r"--width is 0\.001, which leaves vgg8b without channels"),

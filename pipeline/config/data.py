@@ -1,0 +1,34 @@
+"""Which images are learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.catalog import DATASETS
+from pipeline.config.fields import Bounds, check_fields, option
+from pipeline.errors import ConfigError
+
+__all__ = ["DataConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, where they lie, and how they are altered for training."""
+
+    dataset: str = option("digits", "images", tuple(DATASETS))
+    data_dir: str = option("./data", "root folder in torchvision's layout", metavar="DIR")
+    download: bool = option(False, "let torchvision fetch what is missing")
+    train_limit: int | None = option(None, "first N training samples only", Bounds(1), shown="all", given="at least 2")
+    test_limit: int | None = option(None, "first N test samples only", Bounds(1), shown="all")
+    cutout: int = option(0, "side of the hole in training images in pixels, 0 is off", Bounds(0))
+
+    def __post_init__(self) -> None:
+        check_fields(self, DataConfig)
+        shape = DATASETS[self.dataset].shape
+        if shape is not None and self.cutout > 2 * min(shape[1:]):
+            raise ConfigError(
+                f"--cutout is {self.cutout}, more than twice the side of {self.dataset}'s {shape[1]}x{shape[2]} "
+                f"images; give at most {2 * min(shape[1:])}"
+            )
+        if self.train_limit == 1:
+            raise ConfigError("--train-limit is 1, but a batch needs at least 2 samples; give at least 2")

@@ -1,0 +1,116 @@
+"""How blocks learn: everything that decides the bits of the weights, apart from data, network and number of epochs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.catalog import LOSSES, LossSpec
+from pipeline.config.fields import Bounds, check_fields, option
+from pipeline.errors import ConfigError
+
+__all__ = ["SIMILARITY_HEADS", "Method"]
+
+SIMILARITY_HEADS = ("conv", "pool-2", "pool-4", "pool-4x4", "stride-4", "grouped-8", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is learned from a batch, and in which order batches come. The defaults are the paper's."""
+
+    loss: str = option(
+        "predsim",
+        "what trains a block",
+        tuple(LOSSES),
+        doc="what trains a block: its local loss, or `glob`, global backpropagation, or `glob+X`, both in one graph",
+    )
+    beta: float | None = option(
+        None, "weight of sim in predsim", Bounds(0.0, 1.0), shown="0.99; 0.01 for predsim-bio", metavar="F"
+    )
+    decoder_dim: int = option(4096, "most inputs of a local classifier, pooled down to it", Bounds(1))
+    target_projection: int = option(128, "length of the fixed random projection of -bio targets", Bounds(1))
+    similarity_head: str = option("conv", "before the similarity matrix, conv is the paper's", SIMILARITY_HEADS)
+    segments: tuple[int, ...] | int | None = option(
+        None,
+        "blocks trained by one local loss at their end, backprop inside",
+        shown="block",
+        metavar="WHICH",
+        given="block, a number of segments, or counts such as 3,3,2",
+        doc="consecutive blocks trained by one local loss at their end, with backprop inside: `block`, every block is "
+        "one, as in the paper; a number, so many, balanced by counted forward arithmetic; or block counts",
+    )
+    batch_size: int = option(128, "samples of a step", Bounds(2))
+    lr: float = option(5e-4, "learning rate", Bounds(0.0, open_low=True))
+    lr_milestones: tuple[int, ...] = option(
+        (), "epochs after which the learning rate is multiplied", shown="none", metavar="E", given="at least 1, rising"
+    )
+    lr_decay: float = option(0.25, "what it is multiplied by", Bounds(0.0, open_low=True))
+    optimizer: str = option("adam", "optimizer of every block", ("adam", "amsgrad", "sgd"))
+    momentum: float = option(0.0, "momentum of sgd", Bounds(0.0), given="0 up to below 1")
+    weight_decay: float = option(0.0, "weight decay of every optimizer", Bounds(0.0))
+    precision: str = option("fp32", "number format of the arithmetic", ("fp32", "bf16"))
+    seed: int = option(1, "key of all random numbers", Bounds(0, 2**63 - 1), given="at least 0")
+
+    def __post_init__(self) -> None:
+        check_fields(self, Method)
+        if self.beta is None:
+            object.__setattr__(self, "beta", self.loss_spec.beta)
+        object.__setattr__(self, "lr_milestones", tuple(self.lr_milestones))
+        if self.segments is not None and not isinstance(self.segments, int):  # TOML gives a list
+            object.__setattr__(self, "segments", tuple(self.segments))
+        self._check_milestones()
+        self._check_combinations()
+
+    def _check_milestones(self) -> None:
+        for epoch in self.lr_milestones:
+            if not isinstance(epoch, int) or epoch < 1:
+                raise ConfigError(f"--lr-milestones has {epoch!r}; give epochs, whole numbers of at least 1")
+        if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
+            raise ConfigError(f"--lr-milestones {' '.join(map(str, self.lr_milestones))} do not rise; give each once")
+
+    def _check_combinations(self) -> None:
+        if self.momentum and self.optimizer != "sgd":
+            raise ConfigError(f"--momentum {self.momentum:g} needs --optimizer sgd, not {self.optimizer}")
+        if self.momentum >= 1:
+            raise ConfigError(f"--momentum is {self.momentum:g}; give 0 up to below 1")
+        if self.similarity_head != "conv" and not self.loss_spec.similarity_head:
+            raise ConfigError(
+                f"--similarity-head {self.similarity_head} needs a loss with a similarity head, not {self.loss}; "
+                "choose sim, predsim, glob+sim or glob+predsim"
+            )
+        if self.segments is not None:
+            self._check_segments()
+
+    def _check_segments(self) -> None:
+        counts = self.segments if isinstance(self.segments, tuple) else (self.segments,)
+        if not counts or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
+            raise ConfigError(
+                f"--segments is {self.segments_text}; give block, a number of segments, or block counts of at least "
+                "1, such as 3,3,2"
+            )
+        if self.backpropagates:
+            raise ConfigError(
+                f"--segments {self.segments_text} needs a local loss, not {self.loss}, which is one segment over "
+                "everything; choose pred, sim or predsim"
+            )
+
+    @property
+    def segments_text(self) -> str:
+        """`segments` as the command line takes it."""
+        if self.segments is None:
+            return "block"
+        return ",".join(map(str, self.segments)) if isinstance(self.segments, tuple) else str(self.segments)
+
+    @property
+    def loss_spec(self) -> LossSpec:
+        """What the name of the loss says."""
+        return LOSSES[self.loss]
+
+    @property
+    def backpropagates(self) -> bool:
+        """Whether gradients pass from block to block, so that stages take turns."""
+        return self.loss_spec.backpropagates
+
+    def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 1: decayed once for each milestone passed."""
+        passed = sum(milestone <= epoch - 1 for milestone in self.lr_milestones)
+        return float(self.lr * self.lr_decay**passed)

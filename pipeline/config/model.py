@@ -1,0 +1,55 @@
+"""Which network learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.catalog import LOSSES, MODELS, block_count
+from pipeline.config.fields import Bounds, check_fields, option
+from pipeline.errors import ConfigError
+
+__all__ = ["ModelConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network by name."""
+
+    model: str = option("vgg8b", "network", MODELS)
+    width: float = option(1.0, "multiplies the channels of a convolutional network", Bounds(0.0, 64.0, open_low=True))
+    hidden_units: int = option(1024, "units of each hidden fully connected layer", Bounds(1))
+    hidden_layers: int | None = option(
+        None, "hidden fully connected layers", shown="3 for mlp, 1 for vgg", given="at least 0, 1 for mlp"
+    )
+    nonlinearity: str = option(
+        "auto",
+        "after each hidden layer",
+        ("auto", "relu", "leaky_relu"),
+        shown="auto: leaky_relu where the loss holds sim, else relu",
+    )
+    dropout: float = option(0.0, "rate on what a block hands on", Bounds(0.0), given="0 up to below 1")
+
+    def __post_init__(self) -> None:
+        check_fields(self, ModelConfig)
+        perceptron = self.model == "mlp"
+        if self.hidden_layers is None:
+            object.__setattr__(self, "hidden_layers", 3 if perceptron else 1)
+        Bounds(1 if perceptron else 0).check("hidden_layers", self.hidden_layers)
+        if self.dropout >= 1:
+            raise ConfigError(f"--dropout is {self.dropout}; give 0 up to below 1")
+        if perceptron and self.width != 1:
+            raise ConfigError(f"--width is {self.width:g}, but mlp has no channels; use --hidden-units")
+        if not perceptron and int(64 * self.width) < 1:
+            raise ConfigError(
+                f"--width is {self.width:g}, which leaves {self.model} without channels; give 1/64 or more"
+            )
+
+    def nonlinearity_for(self, loss: str) -> str:
+        """The nonlinearity, `auto` resolved as in the paper's recipes."""
+        return LOSSES[loss].nonlinearity if self.nonlinearity == "auto" else self.nonlinearity
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, the output layer included."""
+        assert self.hidden_layers is not None
+        return block_count(self.model, self.hidden_layers)

@@ -1,0 +1,91 @@
+"""Where blocks run: nothing here changes the weights, except a number format on the wire narrower than theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.fields import Bounds, check_fields, option
+from pipeline.errors import ConfigError
+
+__all__ = ["Placement"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Stages, devices, threads, and what connects them. The default is one stage in one process."""
+
+    stages: int | None = option(
+        None, "stages in one process", Bounds(1), shown="1; under torchrun the world size", metavar="K"
+    )
+    split: tuple[int, ...] | None = option(
+        None,
+        "blocks of each stage",
+        shown="auto",
+        metavar="COUNTS",
+        given="auto, or counts such as 3,2,2,1",
+        doc="blocks of each stage; `auto` balances them by measured cost; in one process it sets the number of stages",
+    )
+    queue_depth: int = option(4, "packets sent and not yet taken between two stages, both ends together", Bounds(1))
+    device: str = option("auto", "device of every process", given="auto, cpu, cuda, cuda:N")
+    deterministic: bool = option(False, "the same bits on a GPU too")
+    threads: int | None = option(
+        None, "CPU threads of each process", Bounds(1, 1024), shown="cores / processes on this host"
+    )
+    wire: str = option(
+        "auto",
+        "number format between stages",
+        ("auto", "fp32", "bf16", "fp16"),
+        shown="auto: lossless",
+        doc="number format between stages; one that is narrower rounds at their boundaries, in one process too",
+    )
+    timeout: float = option(
+        60.0, "seconds of silence from a peer (not of slowness) to failure", Bounds(0.0, open_low=True), metavar="S"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self, Placement)
+        name, _, number = self.device.partition(":")
+        if self.device not in ("auto", "cpu", "cuda") and not (name == "cuda" and number.isdecimal()):
+            raise ConfigError(f"--device is {self.device!r}; choose auto, cpu, cuda or cuda:N")
+        if self.split is not None:
+            object.__setattr__(self, "split", tuple(self.split))
+            self._check_split(self.split)
+
+    def _check_split(self, split: tuple[int, ...]) -> None:
+        if not split or any(not isinstance(n, int) or n < 1 for n in split):
+            raise ConfigError(f"--split is {_join(split)!r}; give auto or block counts of at least 1, such as 3,2,2,1")
+        if self.stages is not None and self.stages != len(split):
+            raise ConfigError(
+                f"--split {_join(split)} makes {len(split)} stages, but --stages is {self.stages}; drop one of them"
+            )
+
+    def stage_count(self, world_size: int) -> int:
+        """Number of stages in a run of `world_size` processes. Raises ConfigError if the flags say otherwise."""
+        if world_size == 1:
+            return len(self.split) if self.split is not None else (self.stages or 1)
+        if self.split is not None and len(self.split) != world_size:
+            raise ConfigError(
+                f"--split {_join(self.split)} makes {len(self.split)} stages, but there are {world_size} processes, "
+                f"one stage each; give {world_size} counts or --split auto"
+            )
+        if self.stages is not None and self.stages != world_size:
+            raise ConfigError(
+                f"--stages is {self.stages}, but under torchrun stages are the {world_size} processes; drop --stages"
+            )
+        return world_size
+
+    def check_blocks(self, blocks: int, world_size: int) -> None:
+        """Raise ConfigError if a network of `blocks` blocks cannot be laid out over the stages."""
+        stages = self.stage_count(world_size)
+        if self.split is not None and sum(self.split) != blocks:
+            raise ConfigError(
+                f"--split {_join(self.split)} places {sum(self.split)} blocks, but the network has {blocks}; "
+                f"make the counts add up to {blocks}"
+            )
+        if stages > blocks:
+            what = f"{world_size} processes" if world_size > 1 else f"--stages {stages}"
+            raise ConfigError(f"{what} for a network of {blocks} blocks leave stages empty; use at most {blocks}")
+
+
+def _join(split: tuple[int, ...]) -> str:
+    return ",".join(map(str, split))

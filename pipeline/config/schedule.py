@@ -1,0 +1,24 @@
+"""When things happen in a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.fields import Bounds, check_fields, option
+
+__all__ = ["Schedule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long is trained, and when is looked."""
+
+    epochs: int = option(10, "passes over the training samples", Bounds(1), shown="the recipe's; 10 without")
+    eval_every: int = option(1, "epochs between evaluations; the last epoch always has one", Bounds(1))
+
+    def __post_init__(self) -> None:
+        check_fields(self, Schedule)
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 1, ends with an evaluation."""
+        return epoch % self.eval_every == 0 or epoch == self.epochs
