@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.processes import ROOT, Finished, call, spawn
 
+pytestmark = pytest.mark.runs
+
 SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
 
 # Answered before torch is imported: flags, files, splits, world sizes.
