@@ -4,6 +4,7 @@ PYTHON ?=
 PROCESSES ?= 4
 ARGS ?=
 NAME ?= list
+QUICK :=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -15,24 +16,28 @@ ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 endif
 
 .NOTPARALLEL:
-.PHONY: help train test lint types tests format bench clean
+.PHONY: help train test test-quick lint types tests format bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make train    run the main job: $(PROCESSES) processes, handwritten digits; PROCESSES=2 ARGS=\"--epochs 3\""
-	@echo "make test     run all checks: lint, types, tests"
-	@echo "make lint     ruff and codespell"
-	@echo "make types    mypy, strict"
-	@echo "make tests    pytest; ARGS=\"-k exact\""
-	@echo "make format   let ruff mend what it can"
-	@echo "make bench    list the benchmarks, or run one: NAME=throughput ARGS=--quick"
-	@echo "make clean    remove .venv, caches and build files, never data or runs"
+	@echo "make train       run the main job: $(PROCESSES) processes, handwritten digits; PROCESSES=2 ARGS=\"--epochs 3\""
+	@echo "make test        run all checks: lint, types, tests"
+	@echo "make test-quick  the same without the tests that start processes: about a minute"
+	@echo "make lint        ruff and codespell"
+	@echo "make types       mypy, strict"
+	@echo "make tests       pytest; ARGS=\"-k exact\""
+	@echo "make format      let ruff mend what it can"
+	@echo "make bench       list the benchmarks, or run one: NAME=throughput ARGS=--quick"
+	@echo "make clean       remove .venv, caches and build files, never data or runs"
 	@echo "The first of them makes .venv; PYTHON=python3.12 picks the interpreter, from 3.11 to 3.13."
 
 train: $(READY)
 	$(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) launch/pipeline_train.py $(ARGS)
 
 test: lint types tests
+
+test-quick: QUICK := -m "not runs and not bench"
+test-quick: lint types tests
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check
@@ -43,7 +48,7 @@ types: $(READY_DEV)
 	$(BIN)/mypy
 
 tests: $(READY_DEV)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(QUICK) $(ARGS)
 
 format: $(READY_DEV)
 	$(BIN)/ruff check --fix

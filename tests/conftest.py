@@ -58,10 +58,10 @@ def no_leftovers_of_the_test(no_leftovers_at_the_end: None) -> Iterator[None]:
 @contextmanager
 def no_leftovers() -> Iterator[None]:
     """Kill the processes that were started inside and still run, and fail naming them."""
-    before = running()
+    before = processes()
     yield
     deadline_s = time.monotonic() + _GRACE_S
-    while left := {pid: command for pid, command in running().items() if pid not in before}:
+    while left := running(processes() - before):
         if time.monotonic() > deadline_s:
             for pid in left:
                 _kill(pid)
@@ -69,14 +69,20 @@ def no_leftovers() -> Iterator[None]:
         time.sleep(0.05)
 
 
-def running() -> dict[int, str]:
-    """Command lines of our children and of all that carry our mark, by process id; empty where there is no /proc.
+def processes() -> set[int]:
+    """Ids of all processes of this machine; empty where there is no /proc."""
+    return {int(entry.name) for entry in Path("/proc").glob("[0-9]*")}
+
+
+def running(candidates: set[int]) -> dict[int, str]:
+    """Command lines of our children and of all that carry our mark, by process id.
 
     The mark finds grandchildren whose parent has died; forks of our own carry none, but are children.
     """
     mark = f"{_MARK}={os.environ.get(_MARK)}".encode()
     found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
+    for pid in candidates - {os.getpid()}:
+        entry = Path("/proc") / str(pid)
         try:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             environment = (entry / "environ").read_bytes().split(b"\0")
@@ -86,8 +92,8 @@ def running() -> dict[int, str]:
         # Python's own helpers of multiprocessing live as long as the session.
         helper = "multiprocessing.resource_tracker" in command or "multiprocessing.forkserver" in command
         ours = int(parent) == os.getpid() or mark in environment
-        if ours and not helper and state not in "ZX" and int(entry.name) != os.getpid():
-            found[int(entry.name)] = f"{entry.name} {command[:200]}"
+        if ours and not helper and state not in "ZX":
+            found[pid] = f"{pid} {command[:200]}"
     return found
 
 

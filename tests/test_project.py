@@ -97,6 +97,7 @@ def test_public_names_are_there() -> None:
     assert all(getattr(pipeline, name) is not None for name in pipeline.__all__)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_flags_are_answered_without_torch(module: str) -> None:
     code = f"import {module}, sys; print(*{{'torch', 'numpy', 'rich', 'matplotlib'}} & set(sys.modules))"

@@ -40,6 +40,7 @@ def test_difference_of_means_has_welchs_standard_error() -> None:
     assert found.standard_error == pytest.approx((2.0 / 2 + 3.0 / 3) ** 0.5)
 
 
+@pytest.mark.bench
 def test_all_baselines_learn_alike() -> None:
     """Global backprop is the same maths in one process, in stages that take turns and, batch norm apart, elsewhere."""
     found: dict[str, list[Trained]] = {}
@@ -73,6 +74,7 @@ def quick(name: str, folder: Path) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.bench
 def test_throughput_experiment(tmp_path: Path) -> None:
     report = quick("throughput", tmp_path)
     rows = {row["label"]: row for row in report["rows"]}
@@ -85,6 +87,7 @@ def test_throughput_experiment(tmp_path: Path) -> None:
     assert [target["name"][:2] for target in report["targets"][:5]] == ["1.", "1.", "2.", "5.", "5."]
 
 
+@pytest.mark.bench
 def test_time_to_accuracy_experiment(tmp_path: Path) -> None:
     report = quick("time-to-accuracy", tmp_path)
     assert len(report["rows"]) == len(baselines(2, 4)) + 6
@@ -92,6 +95,7 @@ def test_time_to_accuracy_experiment(tmp_path: Path) -> None:
     assert all(target["name"].startswith("6.") for target in report["targets"])
 
 
+@pytest.mark.bench
 def test_heads_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
     report = quick("heads", tmp_path)
     rows = {row["label"]: row for row in report["rows"]}

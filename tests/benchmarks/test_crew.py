@@ -34,6 +34,7 @@ def test_cores_are_shared_out_evenly() -> None:
     assert shares_of_cores([0, 1], 4) == [[0, 1]] * 4
 
 
+@pytest.mark.bench
 def test_every_process_answers_every_call() -> None:
     with Crew(2) as crew:
         for value in (1.0, 2.0):
@@ -45,6 +46,7 @@ def test_every_process_answers_every_call() -> None:
     assert all(threads == max(1, len(cores()) // 2) for _, threads, _, _ in answers)
 
 
+@pytest.mark.bench
 def test_a_failing_process_is_told_with_its_traceback_and_ends_the_others() -> None:
     start = time.monotonic()
     with (
@@ -55,6 +57,7 @@ def test_a_failing_process_is_told_with_its_traceback_and_ends_the_others() -> N
     assert time.monotonic() - start < 40
 
 
+@pytest.mark.bench
 def test_a_dead_process_is_told_with_its_status() -> None:
     with pytest.raises(CrewError, match="die: process 0 died with status 7"), Crew(1) as crew:
         crew.call(die)

@@ -108,6 +108,7 @@ def test_commit_is_left_open_outside_a_checkout(tmp_path: Path, monkeypatch: pyt
     assert report._commit() is None
 
 
+@pytest.mark.bench
 def test_input_experiment_runs_from_the_command_line(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "benchmarks", "input", "--quick", "--output", str(tmp_path)]

@@ -147,6 +147,7 @@ def test_queues_hold_their_buffers() -> None:
     assert queue_bytes(shapes, [0, 1, 2], 2, 4) == 0
 
 
+@pytest.mark.bench
 def test_memory_experiment_runs_from_the_command_line(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "benchmarks", "memory", "--quick", "--output", str(tmp_path)]

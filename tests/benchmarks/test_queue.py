@@ -131,6 +131,7 @@ def test_case_says_what_it_measures() -> None:
     assert (case.config.loss, case.config.batch_size, case.config.device) == ("pred", 128, "cpu")
 
 
+@pytest.mark.bench
 def test_queue_experiment_runs_from_the_command_line(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "benchmarks", "queue", "--quick", "--output", str(tmp_path)]

@@ -66,6 +66,7 @@ def test_the_measuring_process_times_all_points_in_every_round(monkeypatch: pyte
     assert all(len(times.step) == 5 and min(times.step) > 0 and times.setup > 0 for times in found.values())
 
 
+@pytest.mark.bench
 def test_scaling_experiment_runs_from_the_command_line(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "benchmarks", "scaling", "--quick", "--output", str(tmp_path)]

@@ -137,6 +137,7 @@ def slept_in_a_step(member: Member, schedule: str, load: Load) -> Turn:
     return scheduled.run(1, Window(1, 2))
 
 
+@pytest.mark.bench
 def test_work_of_a_microbatch_is_forward_input_and_weight_each_at_its_time() -> None:
     load = Load(2, 0.24)
     with Crew(2) as crew:
@@ -165,6 +166,7 @@ def test_contests_compare_at_equal_work_and_start_after_a_warm_up() -> None:
     assert {contest.load.stages for contest in contests(False)} == {2, 4, 8, 16}
 
 
+@pytest.mark.bench
 def test_schedule_experiment_runs_from_the_command_line(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "benchmarks", "schedule", "--quick", "--output", str(tmp_path)]

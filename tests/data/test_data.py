@@ -181,6 +181,7 @@ def test_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
     assert "pip install scikit-learn" in message(lambda: load_images(DataConfig(dataset="digits")))
 
 
+@pytest.mark.runs
 def test_importing_the_module_imports_neither_torchvision_nor_sklearn() -> None:
     code = "import pipeline.data.batches, sys; print(*{'torchvision', 'sklearn', 'PIL'} & set(sys.modules))"
     root = Path(__file__).resolve().parents[2]

@@ -356,6 +356,7 @@ def test_the_live_view_needs_a_terminal_that_can_show_it(monkeypatch: pytest.Mon
     assert isinstance(create_display(False, terminal()), PlainDisplay)
 
 
+@pytest.mark.runs
 def test_no_codes_reach_a_pipe_even_if_colours_are_forced() -> None:
     code = (
         "from tests.report.test_display import made_up, show; from pipeline.report.display import create_display; "
@@ -367,6 +368,7 @@ def test_no_codes_reach_a_pipe_even_if_colours_are_forced() -> None:
     assert "test error: 4.32 %" in done.stdout and "\x1b" not in done.stdout
 
 
+@pytest.mark.runs
 def test_an_interrupted_run_gives_the_terminal_back() -> None:
     """In a real terminal: the live view is gone, the cursor is there, standard output and error are themselves."""
     code = (
@@ -393,6 +395,7 @@ def test_an_interrupted_run_gives_the_terminal_back() -> None:
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")
 
 
+@pytest.mark.runs
 @pytest.mark.xfail(strict=True, reason="records and messages take BlockScore from learning/meter, which imports torch")
 def test_the_display_works_without_torch() -> None:
     code = "import pipeline.report.display, pipeline.report.trace, sys; print(*{'torch', 'numpy'} & set(sys.modules))"

@@ -105,6 +105,7 @@ def test_a_timeline_shows_seven_training_batches_near_the_middle_and_no_evaluati
     assert not any(s.name == "evaluate" and s.start_ns < end_ns and s.end_ns > begin_ns for s in spans)
 
 
+@pytest.mark.runs
 @pytest.mark.xfail(strict=True, reason="records and messages take BlockScore from learning/meter, which imports torch")
 def test_importing_plots_loads_neither_matplotlib_nor_torch() -> None:
     code = "import pipeline.report.plots, sys; print(*{'torch', 'matplotlib'} & set(sys.modules))"

@@ -89,6 +89,7 @@ def test_spans_of_another_host_are_shifted_by_the_wall_clocks() -> None:
     assert join([]) == []
 
 
+@pytest.mark.runs
 def test_two_processes_of_this_host_agree_on_host_and_wall_clock() -> None:
     code = "import json; from pipeline.spans import Recorder; print(json.dumps(Recorder().export()))"
     theirs = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)

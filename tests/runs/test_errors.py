@@ -1,115 +1,29 @@
-"""What a user can get wrong: one line, the right status, no traceback; under torchrun the line exactly once."""
+"""How a mistake is told: one line, status 2, no traceback; under torchrun the line exactly once.
+
+What is said of each mistake is held by tests/config/test_flag_errors.py and tests/test_late_errors.py.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.config.test_flag_errors import FLAGS, ONE_PROCESS
+from tests.support.mistakes import write_mistakes
 from tests.support.processes import ROOT, Finished, call, spawn
 
+pytestmark = pytest.mark.runs
+
 SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
-
-# Answered before torch is imported: flags, files, splits, world sizes.
-FLAGS: list[tuple[str, str]] = [
-    ("--epochs 0", r"--epochs is 0; give a whole number at least 1"),
-    ("--epochs ten", r"argument --epochs: 'ten' is not a whole number; see --help"),
-    ("--epoch 3", r"unrecognized arguments: --epoch 3; see --help"),
-    ("--batch-size 1", r"--batch-size is 1; give a whole number at least 2"),
-    ("--lr 0", r"--lr is 0\.0; give a finite number above 0"),
-    ("--lr nan", r"--lr is nan; give a finite number above 0"),
-    ("--lr inf", r"--lr is inf; give a finite number above 0"),
-    ("--lr-milestones 5 3", r"--lr-milestones 5 3 do not rise; give each once"),
-    ("--lr-milestones 0", r"--lr-milestones has 0; give epochs"),
-    ("--beta 1.5", r"--beta is 1\.5; give a finite number at least 0 and at most 1"),
-    ("--dropout 1", r"--dropout is 1\.0; give 0 up to below 1"),
-    ("--loss hinge", r"--loss is 'hinge'; choose one of glob, pred, sim"),
-    ("--dataset imagenet", r"--dataset is 'imagenet'; choose one of digits, mnist"),
-    ("--model vgg7", r"--model is 'vgg7'; choose one of mlp, vgg6a"),
-    ("--optimizer lion", r"--optimizer is 'lion'; choose one of adam, amsgrad, sgd"),
-    ("--momentum 0.9", r"--momentum 0\.9 needs --optimizer sgd, not adam"),
-    ("--similarity-head mean", r"--similarity-head is 'mean'; choose one of conv, pool-2, .*none"),
-    (
-        "--similarity-head pool-4 --loss pred",
-        r"--similarity-head pool-4 needs a loss with a similarity head, not pred",
-    ),
-    ("--segments 2 --loss glob", r"--segments 2 needs a local loss, not glob, which is one segment over everything"),
-    ("--segments 3,x", r"argument --segments: '3,x' is neither block, nor a number of segments, nor block counts"),
-    ("--segments 0", r"--segments is 0; give block, a number of segments, or block counts of at least 1"),
-    ("--config old.toml", r"old\.toml has train\.locality, which --segments has replaced; drop the entry"),
-    ("--nonlinearity tanh", r"--nonlinearity is 'tanh'; choose one of auto, relu, leaky_relu"),
-    ("--width 0", r"--width is 0\.0; give a finite number above 0"),
-    ("--width 0.001", r"--width is 0\.001, which leaves vgg8b without channels"),
-    ("--width 2 --model mlp", r"--width is 2, but mlp has no channels; use --hidden-units"),
-    ("--hidden-layers 0 --model mlp --dataset mnist", r"--hidden-layers is 0; give a whole number at least 1"),
-    ("--dataset digits --model vgg16", r"images of 16x16 pixels are too small for vgg16"),
-    ("--queue-depth 0", r"--queue-depth is 0; give a whole number at least 1"),
-    ("--timeout 0", r"--timeout is 0\.0; give a finite number above 0"),
-    ("--threads 0", r"--threads is 0; give a whole number at least 1"),
-    ("--device tpu", r"--device is 'tpu'; choose auto, cpu, cuda or cuda:N"),
-    ("--precision fp8", r"--precision is 'fp8'; choose one of fp32, bf16"),
-    ("--wire int8", r"--wire is 'int8'; choose one of auto, fp32, bf16, fp16"),
-    ("--train-limit 0", r"--train-limit is 0; give a whole number at least 1"),
-    ("--train-limit 5000", r"--train-limit is 5000, but digits has 1437 training samples"),
-    ("--cutout 99", r"--cutout is 99, more than twice the side of digits's 16x16 images"),
-    ("--split 3,x", r"argument --split: '3,x' is neither auto nor block counts"),
-    ("--split 3,0,5", r"--split is '3,0,5'; give auto or block counts of at least 1"),
-    ("--recipe cifar", r"--recipe is 'cifar'; choose one of digits"),
-    ("--recipe digits --config x.toml", r"--recipe digits and --config x\.toml both set everything"),
-    ("--config missing.toml", r"--config missing\.toml cannot be read \(No such file or directory\)"),
-    ("--config broken.toml", r"broken\.toml is not TOML"),
-    ("--config odd.toml", r"odd\.toml has an unknown entry train\.speed"),
-]
-
-# Layouts: in one process, and in two.
-ONE_PROCESS: list[tuple[str, str]] = [
-    ("--split 3,3", r"--split 3,3 places 6 blocks, but the network has 8; make the counts add up to 8"),
-    ("--split 4,4 --stages 3", r"--split 4,4 makes 2 stages, but --stages is 3; drop one of them"),
-    ("--segments 3,3", r"--segments 3,3 covers 6 blocks, but the network has 8; make the counts add up to 8"),
-    ("--segments 9", r"--segments 9 for a network of 8 blocks leaves some empty; use at most 8"),
-    ("--segments 3,5 --split 4,4", r"--split 4,4 cuts a segment of --segments 3,5 after 4 blocks; let stages end"),
-    ("--segments 3,5 --stages 3", r"3 stages for the 2 segments of --segments 3,5 leave stages empty; use at most 2"),
-    ("--stages 9", r"--stages 9 for a network of 8 blocks leave stages empty; use at most 8"),
-]
-TWO_PROCESSES: list[tuple[str, str]] = [
-    ("--split 3,3,2", r"--split 3,3,2 makes 3 stages, but there are 2 processes, one stage each"),
-    ("--segments 1", r"2 stages for the 1 segments of --segments 1 leave stages empty; use at most 1"),
-    ("--stages 3", r"--stages is 3, but under torchrun stages are the 2 processes; drop --stages"),
-    ("--dataset mnist --model mlp --hidden-layers 1 --split 3,2", r"--split 3,2 places 5 blocks, but .* has 2"),
-]
-
-# Found by process 0 once torch is there: data, folders, devices.
-LATE: list[tuple[str, str]] = [
-    ("--dataset mnist --data-dir nowhere", r"nowhere.*--download"),
-    ("--dataset cifar10 --data-dir empty", r"empty.*--download"),
-    ("--dataset fashion_mnist --data-dir damaged", r"damaged"),
-    ("--dataset image_folder --data-dir empty", r"empty.*train"),
-    (
-        "--output finished",
-        r"--output finished holds a run already \(summary\.json\); choose another folder or add --ov",
-    ),
-    ("--output broken.toml/run", r"--output broken\.toml/run cannot be written \(Not a directory\)"),
-    ("--trace nowhere/t.json", r"--trace nowhere/t\.json cannot be written \(no folder nowhere\)"),
-    ("--device cuda:99", r"--device is cuda:99, but .* GPU"),
-]
+MISSING_DATA = ("--dataset mnist --data-dir nowhere", r"mnist .*nowhere.*--download")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Files to go wrong with."""
-    (tmp_path / "broken.toml").write_text("[train")
-    (tmp_path / "old.toml").write_text('[train]\nlocality = "block"\n')
-    (tmp_path / "odd.toml").write_text("[train]\nspeed = 3\n")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "finished").mkdir()
-    (tmp_path / "finished" / "summary.json").write_text("{}")
-    raw = tmp_path / "damaged" / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"garbage")
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"garbage")
-    return tmp_path
+    return write_mistakes(tmp_path)
 
 
 def check(ends: list[Finished], message: str) -> None:
@@ -121,37 +35,72 @@ def check(ends: list[Finished], message: str) -> None:
     assert not any(end.stdout for end in ends)
 
 
-def test_the_table_is_long_enough() -> None:
-    assert len(FLAGS) + len(ONE_PROCESS) + len(TWO_PROCESSES) + len(LATE) >= 25
-
-
-@pytest.mark.parametrize(("flags", "message"), FLAGS + ONE_PROCESS + LATE)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--epochs 0", r"--epochs is 0; give a whole number at least 1"), MISSING_DATA],
+    ids=["by the flags", "by the run"],
+)
 def test_a_mistake_is_one_line_with_status_2(folder: Path, flags: str, message: str) -> None:
     check(spawn([SCRIPT, *flags.split()], 1, 60, cwd=folder), message)
 
 
-@pytest.mark.parametrize(("flags", "message"), FLAGS + TWO_PROCESSES + LATE)
-def test_under_torchrun_the_line_is_printed_once(folder: Path, flags: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--epochs 0", r"--epochs is 0; give a whole number at least 1"),
+        ("--split 3,3,2", r"--split 3,3,2 makes 3 stages, but there are 2 processes, one stage each"),
+        MISSING_DATA,
+        ("--device cuda:99", r"--device is cuda:99, but .* GPU"),
+    ],
+    ids=["by the flags", "by the layout", "by process 0 alone", "by each process"],
+)
+def test_under_torchrun_the_line_is_printed_once_whoever_found_it(folder: Path, flags: str, message: str) -> None:
     check(spawn([SCRIPT, *flags.split()], 2, 60, cwd=folder), message)
 
 
-def test_flag_errors_answer_before_torch_is_imported(folder: Path) -> None:
+def torch_is_a_trap(folder: Path) -> None:
     (folder / "torch.py").write_text("raise SystemExit('torch was imported')")
-    for flags, message in (*FLAGS, *ONE_PROCESS):
-        check(spawn(["-I", "-c", _LAUNCH, *flags.split()], 1, 60, cwd=folder), message)
 
 
-_LAUNCH = (
-    f"import sys, runpy; sys.path[:0] = ['.', {str(ROOT)!r}]; sys.argv[0] = {SCRIPT!r}; "
-    f"runpy.run_path({SCRIPT!r}, run_name='__main__')"
-)
+LAUNCH = f"""
+import runpy, sys
+sys.path[:0] = [".", {str(ROOT)!r}]
+sys.argv[0] = {SCRIPT!r}
+runpy.run_path({SCRIPT!r}, run_name="__main__")
+"""
 
 
-@pytest.mark.parametrize("flags", ["--epochs 0", "--dataset mnist --data-dir nowhere"])
-def test_a_real_torchrun_reports_status_2_and_shows_the_line_once(folder: Path, flags: str) -> None:
+def test_a_flag_error_is_told_before_torch_is_imported(folder: Path) -> None:
+    torch_is_a_trap(folder)
+    check(spawn(["-I", "-c", LAUNCH, "--epochs", "0"], 1, 60, cwd=folder), r"--epochs is 0")
+
+
+PARSE_ALL = f"""
+import json, sys
+sys.path[:0] = [".", {str(ROOT)!r}]
+from pipeline.config.cli import parse
+from pipeline.errors import ConfigError
+for flags in json.loads(sys.argv[1]):
+    try:
+        parse(flags.split()).config.check_world(1)
+    except ConfigError:
+        continue
+    sys.exit(f"{{flags}} is taken")
+"""
+
+
+def test_no_flag_error_needs_torch(folder: Path) -> None:
+    """One process for all of them."""
+    torch_is_a_trap(folder)
+    rows = json.dumps([flags for flags, _ in (*FLAGS, *ONE_PROCESS)])
+    (end,) = spawn(["-I", "-c", PARSE_ALL, rows], 1, 60, cwd=folder)
+    assert (end.status, end.stderr) == (0, "")
+
+
+def test_a_real_torchrun_reports_status_2_and_shows_the_line_once(folder: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    done = call(*torchrun, SCRIPT, *flags.split(), cwd=folder)
+    done = call(*torchrun, SCRIPT, *MISSING_DATA[0].split(), cwd=folder)
     assert done.returncode == 1, "torchrun turns every failure into status 1"
-    assert done.stderr.count("error: --epochs is 0") + done.stderr.count("error: mnist") == 1, done.stderr
+    assert done.stderr.count("error: mnist") == 1, done.stderr
     assert re.findall(r"exitcode +: (-?\d+)", done.stderr) == ["2"] * 3, done.stderr
     assert "pipeline/" not in done.stderr, "a traceback of ours"

@@ -11,6 +11,8 @@ import pytest
 from tests.runs.exactness_cases import CASES
 from tests.support.processes import spawn
 
+pytestmark = pytest.mark.runs
+
 Results = dict[int, dict[str, Any]]
 
 

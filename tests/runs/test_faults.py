@@ -16,6 +16,8 @@ import pytest
 
 from tests.support.processes import ROOT, spawn
 
+pytestmark = pytest.mark.runs
+
 SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
 LONG = ["--epochs", "400", "--threads", "1", "--quiet", "--eval-every", "50"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.runs
 
 TRAIN = """
 import pipeline, torch

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from pipeline.config.cli import _parser
 from tests.support.processes import ROOT, call, spawn
 
@@ -20,6 +22,7 @@ def test_the_library_example_has_at_most_15_lines() -> None:
     assert len([line for line in example().splitlines() if line.strip()]) <= 15
 
 
+@pytest.mark.runs
 def test_the_library_example_runs_as_written(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example())
@@ -29,6 +32,7 @@ def test_the_library_example_runs_as_written(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p != script]
 
 
+@pytest.mark.runs
 def test_the_library_example_runs_in_three_processes(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example())

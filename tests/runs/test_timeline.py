@@ -15,6 +15,8 @@ from pipeline.spans import Span
 from tests.runs.slow_stage_run import DEPTH, SPLIT
 from tests.support.processes import spawn
 
+pytestmark = pytest.mark.runs
+
 
 @dataclass(frozen=True)
 class Run:

@@ -23,6 +23,8 @@ from pipeline.training import Options, run
 from tests.runs.exactness_cases import BASE, vary
 from tests.support.processes import ROOT, call, spawn
 
+pytestmark = pytest.mark.runs
+
 SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
 QUICK = ["--epochs", "1", "--train-limit", "100", "--test-limit", "50", "--width", "0.125", "--hidden-units", "16"]
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.processes import call
 
+pytestmark = pytest.mark.runs
+
 SCRIPT = """
 import resource, sys
 from pipeline.runtime.allocator import keep_freed_memory
