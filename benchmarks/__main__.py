@@ -1,7 +1,7 @@
 """Runs one named experiment and writes what it found.
 
 python -m benchmarks list
-python -m benchmarks tables                 what the README quotes of the kept results
+python -m benchmarks tables                 what README.md and benchmarks/README.md quote of the kept results
 python -m benchmarks NAME [--quick] [--data-dir DIR] [--output DIR]
 """
 

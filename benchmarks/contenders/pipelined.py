@@ -19,7 +19,13 @@ from pipeline.spans import Recorder
 __all__ = ["run_stage"]
 
 
-def run_stage(stage: Stage, shapes: Sequence[BlockShape], config: TrainConfig, packets: Iterator[Packet]) -> None:
+def run_stage(
+    stage: Stage,
+    shapes: Sequence[BlockShape],
+    config: TrainConfig,
+    packets: Iterator[Packet],
+    recorder: Recorder | None = None,
+) -> None:
     """One run on CPUs from the first packet to the stop packet, started and ended as training does.
 
     Args:
@@ -27,8 +33,9 @@ def run_stage(stage: Stage, shapes: Sequence[BlockShape], config: TrainConfig, p
         shapes: of all blocks.
         config: of the run.
         packets: what the first stage takes for data, the stop packet at its end; the others do not look at them.
+        recorder: takes the spans, where a trace is wanted.
     """
-    cpu, recorder = torch.device("cpu"), Recorder(enabled=False)
+    cpu, recorder = torch.device("cpu"), recorder or Recorder(enabled=False)
     world = connect(config)
     try:
         links = world.links(cpu)

@@ -17,6 +17,7 @@ from pipeline.learning.packet import Kind, Packet
 from pipeline.learning.stage import Stage
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.spec import BlockShape
+from pipeline.spans import Recorder
 
 __all__ = ["EmulatedStage", "run_ours"]
 
@@ -62,13 +63,15 @@ class EmulatedStage(Stage):
         return handed_on
 
 
-def run_ours(member: Member, load: Load, queue_depth: int, turn: int, window: Window) -> Turn:
+def run_ours(
+    member: Member, load: Load, queue_depth: int, turn: int, window: Window, recorder: Recorder | None = None
+) -> Turn:
     """One run from the first batch to the stop packet, started and ended as training does."""
     config = TrainConfig(batch_size=BATCH, queue_depth=queue_depth, device="cpu")
     work = Work(load, member.rank, turn)
     stage = EmulatedStage(config, work)
     shapes = [BlockShape(SHAPE, SHAPE, SHAPE, 0)] * load.stages
-    run_stage(stage, shapes, config, _packets(window))
+    run_stage(stage, shapes, config, _packets(window), recorder)
     return work.measured(window)
 
 

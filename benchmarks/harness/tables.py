@@ -1,6 +1,7 @@
-"""Markdown tables of kept results: what the README quotes comes from here, not from a keyboard.
+"""Markdown tables of kept results: what the documents quote comes from here, not from a keyboard.
 
-`python -m benchmarks tables` prints each between the marks that the README has around it.
+`python -m benchmarks tables` prints each between the marks around it: `summary` in README.md, all others in
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["between_marks", "number", "tables"]
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which figures of an experiment the README shows, and of which rows (a pattern on labels)."""
+    """Which figures of an experiment are shown, and of which rows (a pattern on labels)."""
 
     figures: Mapping[str, str]  # figure and its heading
     rows: str = ".*"
@@ -56,12 +57,25 @@ _SHOWN = {
     ),
 }
 
+_SUMMARY = (
+    ("backprop, one process", ""),
+    ("backprop, DDP", ""),
+    ("backprop, (GPipe|.*1F1B|.*ZeroBubble)", ", torch's fastest schedule"),
+    *(("pred, one process", ""), ("pred, pipeline", "")),
+    *(("predsim, cheap head, one process", ""), ("predsim, cheap head, pipeline", "")),
+)
+"""Rows of the summary: a pattern on labels, of which the fastest row counts, and what is said of that row."""
+
+_ERRORS_OF = "cifar10, vgg8b x 0.125"  # the network and data whose test errors the summary quotes
+
 
 def tables(folder: Path, experiments: Sequence[str]) -> dict[str, str]:
-    """All tables by the name of their marks: `targets`, and one for each experiment that is shown."""
+    """All tables by the name of their marks: `summary`, `targets`, and one for each experiment that is shown."""
     found = {name: _read(folder, name) for name in experiments if (folder / f"{name}.json").exists()}
     shown = {name: _rows(found[name], columns) for name, columns in _SHOWN.items() if name in found}
-    return {"targets": _targets(found), **shown}
+    both = "throughput" in found and "time-to-accuracy" in found
+    summary = {"summary": _summary(found["throughput"], found["time-to-accuracy"])} if both else {}
+    return {**summary, "targets": _targets(found), **shown}
 
 
 def between_marks(text: str, name: str) -> str:
@@ -80,8 +94,26 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return report
 
 
+def _summary(speed: Mapping[str, Any], accuracy: Mapping[str, Any]) -> str:
+    """Speed and error of a few methods, joined by their labels; the heads of the columns name both networks."""
+    errors = {row["label"]: row.get("test_error_percent") for row in accuracy["rows"]}
+    fast = f"images a second, {speed['rows'][0]['model']}"
+    lines = _head(["", fast, "of backprop in one process", f"final test error, %: {_ERRORS_OF}"])
+    for pattern, remark in _SUMMARY:
+        rows = [row for row in speed["rows"] if re.fullmatch(pattern, row["label"])]
+        for row in sorted(rows, key=lambda row: -float(row["samples_per_second"]["median"]))[:1]:
+            error = errors.get(f"{_ERRORS_OF}: {row['label']}")
+            cells = [row["samples_per_second"], row["speed_ratio_to_backprop"], error]
+            lines.append(f"| {row['label']}{remark} | {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines)
+
+
+def _head(headings: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |"]
+
+
 def _targets(found: Mapping[str, dict[str, Any]]) -> str:
-    lines = ["| target | wanted | measured | met | experiment |", "| --- | --- | --- | --- | --- |"]
+    lines = _head(["target", "wanted", "measured", "met", "experiment"])
     targets = [(target, name) for name, report in found.items() for target in report["targets"]]
     for target, name in sorted(targets, key=lambda pair: _order(pair[0]["name"])):
         verdict = "yes" if target["met"] else "**no**"
@@ -96,8 +128,7 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _rows(report: Mapping[str, Any], columns: _Columns) -> str:
-    headings = ["", *columns.figures.values()]
-    lines = [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |"]
+    lines = _head(["", *columns.figures.values()])
     for row in report["rows"]:
         if re.match(columns.rows, row["label"]) and any(figure in row for figure in columns.figures):
             cells = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from benchmarks.harness import report
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Curves, draw
 from benchmarks.harness.report import Result, Row, at_least, at_most, bars, publish
-from benchmarks.harness.tables import between_marks, tables
+from benchmarks.harness.tables import between_marks, number, tables
 
 
 def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,12 +60,45 @@ def test_tables_quote_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFix
     assert between_marks(printed, "throughput").splitlines()[2:] == ["| one | 1,759 (1,700 to 1,800) |  |"]
 
 
-def test_the_readme_quotes_what_was_measured() -> None:
+def test_the_summary_joins_speed_and_error_and_picks_the_fastest_schedule(tmp_path: Path) -> None:
+    rates = {"backprop, one process": 10.0, "backprop, 1F1B": 7.0, "backprop, GPipe": 8.0, "pred, pipeline": 14.0}
+    speed = [
+        Row(
+            label,
+            {"model": "vgg8b"},
+            {"samples_per_second": summarize([r]), "speed_ratio_to_backprop": ratio([r], [10])},
+        )
+        for label, r in rates.items()
+    ]
+    error = [Row("cifar10, vgg8b x 0.125: pred, pipeline", {}, {"test_error_percent": summarize([64.0])})]
+    for name, rows in (("throughput", speed), ("time-to-accuracy", error)):
+        publish(name, "command", Result(rows, [], bars(next(iter(rows[0].figures)), rows)), tmp_path)
+    assert tables(tmp_path, ("throughput", "time-to-accuracy"))["summary"].splitlines() == [
+        "|  | images a second, vgg8b | of backprop in one process | final test error, %: cifar10, vgg8b x 0.125 |",
+        "| --- | --- | --- | --- |",
+        "| backprop, one process | 10 | 1 |  |",
+        "| backprop, GPipe, torch's fastest schedule | 8 | 0.8 |  |",
+        "| pred, pipeline | 14 | 1.4 | 64 |",
+    ]
+
+
+def test_the_documents_quote_what_was_measured() -> None:
     root = Path(__file__).resolve().parents[2]
-    readme = (root / "README.md").read_text(encoding="utf-8")
     kept = tables(root / "benchmarks" / "results", tuple(EXPERIMENTS))
-    quoted = {name: between_marks(readme, name) for name in kept}
-    assert quoted == kept, "run `python -m benchmarks tables` and put the tables into README.md"
+    pages = {name: (root / name).read_text(encoding="utf-8") for name in ("README.md", "benchmarks/README.md")}
+    quoted = {}
+    for name in kept:
+        page = "README.md" if name == "summary" else "benchmarks/README.md"
+        assert [where for where, text in pages.items() if f"<!-- {name} -->" in text] == [page]
+        quoted[name] = between_marks(pages[page], name)
+    assert quoted == kept, "run `python -m benchmarks tables` and put each table between its marks"
+
+
+def test_the_readme_says_what_local_learning_loses() -> None:
+    root = Path(__file__).resolve().parents[2]
+    found = json.loads((root / "benchmarks" / "results" / "time-to-accuracy.json").read_text(encoding="utf-8"))
+    (lost,) = re.findall(r"^What is lost: .*?(?=\n\n)", (root / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert all(number(target["measured"]) in lost for target in found["targets"])
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The README's example runs as written and is as short as it says; its flags are the command's."""
+"""The README stays short, and its example runs as written."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.cli import _parser
 from tests.support.processes import ROOT, call, spawn
+
+pytestmark = pytest.mark.runs
 
 README = (ROOT / "README.md").read_text()
 
@@ -18,31 +19,33 @@ def example() -> str:
     return str(code)
 
 
-def test_the_library_example_has_at_most_15_lines() -> None:
-    assert len([line for line in example().splitlines() if line.strip()]) <= 15
+def assert_learned(shown: str) -> None:
+    """The digits network gets most of the 360 test images right."""
+    (error,) = re.findall(r"^test error: (\d+\.\d+) %", shown, re.MULTILINE)
+    assert float(error) < 20
 
 
-@pytest.mark.runs
+def test_the_readme_has_at_most_140_lines() -> None:
+    assert len(README.splitlines()) <= 140
+
+
+def test_the_library_example_has_six_lines() -> None:
+    assert len([line for line in example().splitlines() if line.strip()]) == 6
+
+
 def test_the_library_example_runs_as_written(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example())
     done = call(script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"test error \d+\.\d %\n", done.stdout)
-    assert not [p for p in tmp_path.iterdir() if p != script]
+    assert_learned(done.stdout)
+    assert [p for p in tmp_path.iterdir() if p != script] == [], "a library call leaves nothing behind unasked"
 
 
-@pytest.mark.runs
 def test_the_library_example_runs_in_three_processes(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example())
     ends = spawn([str(script)], 3, 60, cwd=tmp_path)
     assert [end.status for end in ends] == [0, 0, 0], ends
-    assert all(re.fullmatch(r"test error \d+\.\d %\n", end.stdout) for end in ends)
-
-
-def test_the_table_of_flags_is_complete() -> None:
-    known = {option for action in _parser()._actions for option in action.option_strings if option.startswith("--")}
-    table = README.partition("## Command line")[2].partition("## Run folder")[0]
-    named = set(re.findall(r"--[a-z][a-z-]*", table))
-    assert known == named
+    assert_learned(ends[0].stdout)
+    assert [end.stdout for end in ends[1:]] == ["", ""]
