@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-__all__ = ["BlockScore", "Meter"]
+from pipeline.learning.scores import BlockScore
 
-
-@dataclass(frozen=True)
-class BlockScore:
-    """Mean local loss and error of one block's own classifier (None where a block has none) over some samples."""
-
-    block: int
-    loss: float | None
-    error_percent: float | None
+__all__ = ["Meter"]
 
 
 class Meter:

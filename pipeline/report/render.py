@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.learning.meter import BlockScore
+from pipeline.learning.scores import BlockScore
 from pipeline.report.records import EpochRecord, RunPlan, Summary
 from pipeline.transport.messages import StagePlan, StageStatus
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.learning.meter import BlockScore
+from pipeline.learning.scores import BlockScore
 
 __all__ = ["StageEpoch", "StagePlan", "StageStatus", "StageSummary", "stage_epoch_from", "stage_status_from"]
 

@@ -18,7 +18,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from pipeline.learning.meter import BlockScore
+from pipeline.learning.scores import BlockScore
 from pipeline.report import render
 from pipeline.report.display import LiveDisplay, NullDisplay, PlainDisplay, create_display
 from pipeline.report.records import EpochRecord, RunPlan, Summary
@@ -396,7 +396,6 @@ def test_an_interrupted_run_gives_the_terminal_back() -> None:
 
 
 @pytest.mark.runs
-@pytest.mark.xfail(strict=True, reason="records and messages take BlockScore from learning/meter, which imports torch")
 def test_the_display_works_without_torch() -> None:
     code = "import pipeline.report.display, pipeline.report.trace, sys; print(*{'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"

@@ -106,7 +106,6 @@ def test_a_timeline_shows_seven_training_batches_near_the_middle_and_no_evaluati
 
 
 @pytest.mark.runs
-@pytest.mark.xfail(strict=True, reason="records and messages take BlockScore from learning/meter, which imports torch")
 def test_importing_plots_loads_neither_matplotlib_nor_torch() -> None:
     code = "import pipeline.report.plots, sys; print(*{'torch', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
