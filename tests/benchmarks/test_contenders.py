@@ -1,24 +1,15 @@
-"""The methods that are compared train the same network on the same batches; their experiments run."""
+"""The methods that are compared train the same network on the same batches."""
 
 from __future__ import annotations
-
-import json
-import os
-import sys
-from pathlib import Path
-from subprocess import run
-from typing import Any
 
 import pytest
 
 from benchmarks.contenders.common import Trained
 from benchmarks.contenders.methods import Method, baselines
-from benchmarks.contenders.schedules import SCHEDULES
 from benchmarks.experiments.heads import difference
 from benchmarks.experiments.time_to_accuracy import reached
 from benchmarks.harness.crew import Crew
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
-from tests.support.processes import ROOT
 
 CONFIG = RunConfig(
     data=DataConfig(dataset="digits", train_limit=256, test_limit=100),
@@ -60,51 +51,3 @@ def test_all_baselines_learn_alike() -> None:
     assert all(final is not None and final < 40 for final in finals.values()), finals  # chance is 90
     assert [stage.rank for stage in pred[0].stages] == [0, 1] and pred[0].stages[0].bytes_sent > 0
     assert common[0].errors[-1] is not None and common[0].errors[-1] < 85
-
-
-def quick(name: str, folder: Path) -> dict[str, Any]:
-    """The report of `python -m benchmarks NAME --quick`, run in a folder of its own."""
-    command = [sys.executable, "-m", "benchmarks", name, "--quick", "--output", str(folder)]
-    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}
-    done = run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (folder / f"{name}.png").stat().st_size > 5000
-    report: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    assert report["command"] == f"python -m benchmarks {name} --quick"
-    return report
-
-
-@pytest.mark.bench
-def test_throughput_experiment(tmp_path: Path) -> None:
-    report = quick("throughput", tmp_path)
-    rows = {row["label"]: row for row in report["rows"]}
-    for label in ("backprop, one process", "backprop, DDP", *(f"backprop, {name}" for name in SCHEDULES)):
-        assert rows[label]["samples_per_second"]["n"] == 3 and rows[label]["samples_per_second"]["minimum"] > 0
-    for loss in ("pred", "predsim", "predsim, cheap head"):
-        for way in ("one process", "pipeline", "pipeline, a loss a stage"):
-            assert rows[f"{loss}, {way}"]["speed_ratio_to_backprop"]["minimum"] > 0
-    assert rows["pred, pipeline: process 1"]["busy_percent"]["maximum"] <= 100
-    assert [target["name"][:2] for target in report["targets"][:5]] == ["1.", "1.", "2.", "5.", "5."]
-
-
-@pytest.mark.bench
-def test_time_to_accuracy_experiment(tmp_path: Path) -> None:
-    report = quick("time-to-accuracy", tmp_path)
-    assert len(report["rows"]) == len(baselines(2, 4)) + 6
-    assert all(len(row["curve_seconds_error"]) == row["epochs"] for row in report["rows"])
-    assert all(target["name"].startswith("6.") for target in report["targets"])
-
-
-@pytest.mark.bench
-def test_heads_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    report = quick("heads", tmp_path)
-    rows = {row["label"]: row for row in report["rows"]}
-    assert set(rows) == {"digits: conv", "digits: pool-4x4", "digits: pred"}
-    assert all(row["test_error_percent"]["n"] == 2 for row in rows.values())
-    assert next(target["name"].split(":")[0] for target in report["targets"]) == "2. digits"
-    assert "standard_error" in rows["digits: pool-4x4"] and "standard_error" not in rows["digits: conv"]
-    done = tmp_path / "runs" / "benchmarks" / "heads" / "quick" / "digits-pred-1" / "summary.json"
-    summary = json.loads(done.read_text(encoding="utf-8"))
-    done.write_text(json.dumps(summary | {"test_error_percent": 1.25}), encoding="utf-8")
-    again = {row["label"]: row for row in quick("heads", tmp_path)["rows"]}
-    assert again["digits: pred"]["test_error_percent"]["minimum"] == 1.25, "a run that is done is not run again"
