@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from benchmarks.contenders.common import Trained
-from benchmarks.contenders.methods import Method, baselines
+from benchmarks.contenders.methods import Method, baselines, train
 from benchmarks.experiments.heads import difference
 from benchmarks.experiments.time_to_accuracy import reached
-from benchmarks.harness.crew import Crew
+from benchmarks.harness.crew import Crew, Member
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 
 CONFIG = RunConfig(
@@ -31,23 +34,28 @@ def test_difference_of_means_has_welchs_standard_error() -> None:
     assert found.standard_error == pytest.approx((2.0 / 2 + 3.0 / 3) ** 0.5)
 
 
+def with_one_thread(member: Member, method: Method, config: RunConfig) -> Trained:
+    """As `train`, in the same order of sums whatever the number of cores."""
+    torch.set_num_threads(1)
+    return train(replace(member, threads=1), method, config)
+
+
 @pytest.mark.bench
 def test_all_baselines_learn_alike() -> None:
     """Global backprop is the same maths in one process, in stages that take turns and, batch norm apart, elsewhere."""
     found: dict[str, list[Trained]] = {}
     with Crew(1) as solo, Crew(2) as team:
         for method in baselines(2, 4):
-            found[method.label] = method.train(solo if method.processes == 1 else team, CONFIG)
+            found[method.label] = (solo if method.processes == 1 else team).call(with_one_thread, method, CONFIG)
         pred = Method("pred", "ours", 2, (("loss", "pred"),)).train(team, CONFIG)
-        common = Method("commonly", "reference", 1).train(solo, override(CONFIG, {"loss": "predsim"}))
+        common = Method("commonly", "reference", 1).train(solo, override(CONFIG, {"loss": "predsim", "epochs": 8}))
     errors = {label: trained[0].errors for label, trained in found.items()}
     seconds = [trained.seconds for runs in found.values() for trained in runs]
     assert all(len(each) == CONFIG.train.epochs and min(each) > 0 for each in seconds)
     assert all(trained.errors == runs[0].errors for runs in found.values() for trained in runs[1:]), "all are told"
-    alone, in_turn = errors["backprop, one process"], errors["backprop, stages in turn"]
-    assert alone[:2] == pytest.approx(in_turn[:2], abs=3), "other sums of floats drive them apart later"
+    assert errors["backprop, one process"] == errors["backprop, stages in turn"], "the same sums in the same order"
     assert errors["backprop, GPipe"] == errors["backprop, 1F1B"], "two orders of the same sums"
-    finals = {label: error[-1] for label, error in errors.items()}
-    assert all(final is not None and final < 40 for final in finals.values()), finals  # chance is 90
+    finals = {label: error[-1] for label, error in errors.items()} | {"common": common[0].errors[-1]}
+    # Below 20 everywhere that was looked at, and chance is 90: rounding alone moves an error by several percent.
+    assert all(final is not None and final < 60 for final in finals.values()), finals
     assert [stage.rank for stage in pred[0].stages] == [0, 1] and pred[0].stages[0].bytes_sent > 0
-    assert common[0].errors[-1] is not None and common[0].errors[-1] < 85

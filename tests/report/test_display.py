@@ -180,7 +180,7 @@ def test_an_interrupted_run_gives_the_terminal_back() -> None:
     )
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color"}
-    subprocess.run([sys.executable, "-c", code], env=environment, stdout=slave, stderr=slave, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=environment, stdout=slave, stderr=slave, check=True, timeout=240)
     os.close(slave)
     seen = os.read(master, 1 << 20).decode()
     os.close(master)
