@@ -21,7 +21,7 @@ def summed(member: Member, value: float) -> tuple[int, int, float, list[int]]:
 def fail_in_rank_1(member: Member) -> None:
     if member.rank == 1:
         raise ValueError("on purpose")
-    time.sleep(60)
+    time.sleep(3600)  # far beyond the limit of a test
 
 
 def die(member: Member) -> None:
@@ -48,13 +48,11 @@ def test_every_process_answers_every_call() -> None:
 
 @pytest.mark.bench
 def test_a_failing_process_is_told_with_its_traceback_and_ends_the_others() -> None:
-    start = time.monotonic()
     with (
         pytest.raises(CrewError, match=r"fail_in_rank_1: process 1 failed\n(.|\n)*ValueError: on purpose"),
         Crew(2) as crew,
     ):
         crew.call(fail_in_rank_1)
-    assert time.monotonic() - start < 40
 
 
 @pytest.mark.bench

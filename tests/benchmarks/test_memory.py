@@ -1,12 +1,6 @@
-"""The memory benchmark: bytes known by hand are counted, data or not, and the experiment runs."""
+"""The memory benchmark: bytes known by hand are counted, data or not."""
 
 from __future__ import annotations
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -145,28 +139,3 @@ def test_queues_hold_their_buffers() -> None:
     assert queue_bytes(shapes, [2], 2, 4) == 4 * 2 * (3 * 5)
     assert queue_bytes(shapes, [1], 2, 1) == 4 * 2 * (1 * 64 + 1 * 5)
     assert queue_bytes(shapes, [0, 1, 2], 2, 4) == 0
-
-
-@pytest.mark.bench
-def test_memory_experiment_runs_from_the_command_line(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "benchmarks", "memory", "--quick", "--output", str(tmp_path)]
-    environment = os.environ | {"COLUMNS": "200"}
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
-    rows = found["rows"]
-    counted = [row for row in rows if "saved_activation_mb" in row]
-    assert {row["model"] for row in counted} == {"vgg8b", "vgg11b", "vgg13", "vgg16"}
-    assert {row["batch"] for row in counted} == {32, 64, 128, 256}
-    assert {row["width"] for row in counted} == {0.25, 0.5, 1.0}
-    assert all(row["saved_activation_mb"]["n"] >= 1 and row["saved_activation_mb"]["minimum"] > 0 for row in counted)
-    stages = [row for row in rows if "of_own_blocks" in row]
-    assert len(stages) == 2 * STAGES and all("queue_mb" in row for row in stages)
-    assert sum(row.get("derived", False) and "saved_activation_mb" in row for row in rows) == 2 * STAGES
-    processes = [row for row in rows if "peak_process_mb" in row]
-    assert len(processes) == 6
-    assert all(row["peak_process_mb"]["median"] > row["added_process_mb"]["median"] > 0 for row in processes)
-    # Whether they are met is for the full run to say.
-    assert [target["wanted"] for target in found["targets"]] == ["at most 0.35", "at most 0.45", "at most 1"]
-    assert (tmp_path / "memory.png").stat().st_size > 5000

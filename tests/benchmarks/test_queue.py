@@ -1,13 +1,8 @@
-"""The queue's benchmark: what it makes of what the processes saw, and the experiment from the command line."""
+"""The queue's benchmark: what it makes of what the processes saw."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,24 +124,3 @@ def test_case_says_what_it_measures() -> None:
     case = Case(0.25, 128, steps=8, rounds=3)
     assert case.label == "vgg8b x 0.25, batch 128"
     assert (case.config.loss, case.config.batch_size, case.config.device) == ("pred", 128, "cpu")
-
-
-@pytest.mark.bench
-def test_queue_experiment_runs_from_the_command_line(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "benchmarks", "queue", "--quick", "--output", str(tmp_path)]
-    environment = os.environ | {"COLUMNS": "200"}
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=250, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "queue.json").read_text(encoding="utf-8"))
-    labels = {row["label"] for row in found["rows"]}
-    assert {f"{load.kib} KiB: {way}" for load in loads(quick=True) for way in (QUEUE, GLOO, COPY)} <= labels
-    assert {f"vgg8b x 0.25, batch 128: {part}" for part in ("stage 0", "stage 1", "pipeline")} <= labels
-    for row in found["rows"]:
-        figures = {name: value for name, value in row.items() if isinstance(value, dict)}
-        assert figures and all(figure["n"] >= 3 for figure in figures.values())
-        # A difference may come out below zero on a busy machine.
-        assert all(figure["minimum"] > 0 for name, figure in figures.items() if not name.endswith("_percent"))
-    # Whether they are met is for the full run to say.
-    assert [target["wanted"] for target in found["targets"]] == ["at least 0.97", "at most 3", "at most 3"]
-    assert (tmp_path / "queue.png").stat().st_size > 5000

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pipeline.config.catalog import LOSSES
 from pipeline.config.schema import TrainConfig
+from pipeline.learning import profile
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import block_costs, measure_costs
 from pipeline.network.sequential import given_network
 from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import create_model
 from pipeline.runtime.checkpoint import digest
+from tests.support.clock import Clock
 
 SHAPE = (3, 8, 8)
 CPU = Numerics(torch.device("cpu"))
@@ -33,13 +36,26 @@ def test_measuring_touches_neither_weights_nor_statistics_nor_random_numbers(los
     assert [digest(dict(block.state_dict())) for block in blocks] == before
 
 
-def test_a_heavier_block_costs_more() -> None:
-    costs = []
-    for units in (8, 2000):
-        network = given_network(create_model("mlp", input_shape=SHAPE, classes=4, hidden_units=units, hidden_layers=1))
-        costs.append(measure_costs(TrainConfig(batch_size=64), network, infer_shapes(network, SHAPE), 4, CPU))
-    light, heavy = costs
-    assert heavy[0] > 2 * light[0]
+CLOCK = Clock()  # a block is copied before it is measured: its clock must not be
+
+
+class Slow(nn.Linear):
+    """Takes a given time, and no other."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(4, 4)
+        self.seconds = seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        CLOCK.sleep(self.seconds)
+        return super().forward(x)
+
+
+def test_a_block_costs_the_seconds_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "time", CLOCK)
+    network = given_network([Slow(0.25), Slow(1.5), Slow(0.0)])
+    costs = measure_costs(TrainConfig(loss="pred", batch_size=4), network, infer_shapes(network, (4,)), 4, CPU)
+    assert costs == pytest.approx([0.25, 1.5, 0.0])
 
 
 def test_group_training_is_balanced_by_arithmetic() -> None:

@@ -1,11 +1,11 @@
-"""Blocks: what the local loss sees, what is handed on, and dropout."""
+"""Blocks: what the local loss sees, what is handed on, memory layout, and dropout."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pipeline.network.blocks import ConvBlock, Dropout, LinearBlock
+from pipeline.network.blocks import ConvBlock, Dropout, LinearBlock, canonical
 
 
 def test_dropout_and_pooling_lie_outside_what_the_local_loss_sees() -> None:
@@ -54,3 +54,13 @@ def test_neighbouring_values_drop_independently() -> None:
     correlation = (kept.T @ kept) / (1000 * 0.25)
     correlation.fill_diagonal_(0)
     assert correlation.abs().max() < 0.2
+
+
+def test_canonical_fixes_the_strides_of_size_one_dimensions() -> None:
+    for shape in ((3, 4, 1, 1), (1, 1, 5, 5), (2, 3, 4, 5)):
+        plain = torch.randn(shape)
+        strange = plain.clone().as_strided(shape, plain.stride())
+        layouts = [plain, strange, plain.contiguous(memory_format=torch.channels_last)]
+        strides = {canonical(x).stride() for x in layouts}
+        assert len(strides) == 1
+        assert all(torch.equal(canonical(x), plain) for x in layouts)

@@ -41,7 +41,7 @@ def check(ends: list[Finished], message: str) -> None:
     ids=["by the flags", "by the run"],
 )
 def test_a_mistake_is_one_line_with_status_2(folder: Path, flags: str, message: str) -> None:
-    check(spawn([SCRIPT, *flags.split()], 1, 60, cwd=folder), message)
+    check(spawn([SCRIPT, *flags.split()], 1, 200, cwd=folder), message)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_mistake_is_one_line_with_status_2(folder: Path, flags: str, message: 
     ids=["by the flags", "by the layout", "by process 0 alone", "by each process"],
 )
 def test_under_torchrun_the_line_is_printed_once_whoever_found_it(folder: Path, flags: str, message: str) -> None:
-    check(spawn([SCRIPT, *flags.split()], 2, 60, cwd=folder), message)
+    check(spawn([SCRIPT, *flags.split()], 2, 200, cwd=folder), message)
 
 
 def torch_is_a_trap(folder: Path) -> None:
@@ -72,7 +72,7 @@ runpy.run_path({SCRIPT!r}, run_name="__main__")
 
 def test_a_flag_error_is_told_before_torch_is_imported(folder: Path) -> None:
     torch_is_a_trap(folder)
-    check(spawn(["-I", "-c", LAUNCH, "--epochs", "0"], 1, 60, cwd=folder), r"--epochs is 0")
+    check(spawn(["-I", "-c", LAUNCH, "--epochs", "0"], 1, 200, cwd=folder), r"--epochs is 0")
 
 
 PARSE_ALL = f"""
@@ -93,7 +93,7 @@ def test_no_flag_error_needs_torch(folder: Path) -> None:
     """One process for all of them."""
     torch_is_a_trap(folder)
     rows = json.dumps([flags for flags, _ in (*FLAGS, *ONE_PROCESS)])
-    (end,) = spawn(["-I", "-c", PARSE_ALL, rows], 1, 60, cwd=folder)
+    (end,) = spawn(["-I", "-c", PARSE_ALL, rows], 1, 200, cwd=folder)
     assert (end.status, end.stderr) == (0, "")
 
 

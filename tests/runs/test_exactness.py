@@ -11,7 +11,7 @@ import pytest
 from tests.runs.exactness_cases import CASES
 from tests.support.processes import spawn
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.timeout(900)]
 
 Results = dict[int, dict[str, Any]]
 
@@ -22,7 +22,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     found: Results = {}
     for world_size in CASES:
         out = tmp_path_factory.mktemp("exact") / f"{world_size}.json"
-        ends = spawn(["-m", "tests.runs.exactness_cases", str(out)], world_size, timeout_s=240)
+        ends = spawn(["-m", "tests.runs.exactness_cases", str(out)], world_size, timeout_s=600)
         assert all(end.status == 0 for end in ends), "\n".join(end.stderr for end in ends)
         found[world_size] = json.loads(Path(out).read_text())
     return found
@@ -37,19 +37,16 @@ def _pairs() -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("world_size", "name"), _pairs())
 def test_the_number_of_processes_never_changes_the_bits(results: Results, world_size: int, name: str) -> None:
     expected = results[1][CASES[world_size][name].equals]
     assert results[world_size][name] == expected
 
 
-@pytest.mark.timeout(600)
 def test_one_case_runs_a_thousand_steps(results: Results) -> None:
     assert results[2]["1000 steps"]["steps"] >= 1000
 
 
-@pytest.mark.timeout(600)
 def test_what_must_differ_differs(results: Results) -> None:
     names = [name for name, case in CASES[1].items() if case.equals == name]
     hashes = {name: results[1][name]["state_sha256"] for name in names}

@@ -45,7 +45,7 @@ def test_the_library_example_runs_as_written(tmp_path: Path) -> None:
 def test_the_library_example_runs_in_three_processes(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example())
-    ends = spawn([str(script)], 3, 60, cwd=tmp_path)
+    ends = spawn([str(script)], 3, 200, cwd=tmp_path)
     assert [end.status for end in ends] == [0, 0, 0], ends
     assert_learned(ends[0].stdout)
     assert [end.stdout for end in ends[1:]] == ["", ""]

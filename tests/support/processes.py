@@ -28,7 +28,7 @@ class Finished:
     stderr: str
 
 
-def call(*command: str | Path, cwd: Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def call(*command: str | Path, cwd: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """Run one Python command from `cwd` to its end and keep what it prints."""
     return subprocess.run(
         [sys.executable, *command],

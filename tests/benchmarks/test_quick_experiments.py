@@ -1,0 +1,184 @@
+"""Every experiment runs from the command line in its quick form, and reports what it promises.
+
+Whether a target is met is for the full run to say: a busy machine must not fail the tests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import EXPERIMENTS
+from benchmarks.contenders.methods import baselines
+from benchmarks.contenders.schedules import SCHEDULES
+from benchmarks.experiments.memory import STAGES
+from benchmarks.experiments.queue import COPY, GLOO, QUEUE, loads
+from benchmarks.experiments.scaling import METHODS
+from benchmarks.experiments.schedule import contests
+from tests.support.processes import call
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
+
+Report = dict[str, Any]
+
+
+def by_label(report: Report) -> dict[str, Any]:
+    return {row["label"]: row for row in report["rows"]}
+
+
+def figures_of(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if isinstance(value, dict)}
+
+
+def throughput(report: Report) -> None:
+    rows = by_label(report)
+    for label in ("backprop, one process", "backprop, DDP", *(f"backprop, {name}" for name in SCHEDULES)):
+        assert rows[label]["samples_per_second"]["n"] == 3 and rows[label]["samples_per_second"]["minimum"] > 0
+    for loss in ("pred", "predsim", "predsim, cheap head"):
+        for way in ("one process", "pipeline", "pipeline, a loss a stage"):
+            assert rows[f"{loss}, {way}"]["speed_ratio_to_backprop"]["minimum"] > 0
+    assert rows["pred, pipeline: process 1"]["busy_percent"]["maximum"] <= 100
+
+
+def schedule(report: Report) -> None:
+    labels = [row["label"] for row in report["rows"]]
+    assert labels == [contest.label(method) for contest in contests(True) for method in contest.methods]
+    assert all(label.startswith("emulated, ") for label in labels)
+    for row in report["rows"]:
+        figures = figures_of(row)
+        assert {"batches_per_second", "utilisation_percent", "of_slowest_stage_percent"} < set(figures)
+        assert all(figure["n"] >= 3 and figure["minimum"] > 0 for figure in figures.values()), row["label"]
+        assert figures["utilisation_percent"]["maximum"] <= 100.0
+
+
+def time_to_accuracy(report: Report) -> None:
+    assert len(report["rows"]) == len(baselines(2, 4)) + 6
+    assert all(len(row["curve_seconds_error"]) == row["epochs"] for row in report["rows"])
+    assert all(target["name"].startswith("6.") for target in report["targets"])
+
+
+def memory(report: Report) -> None:
+    rows = report["rows"]
+    counted = [row for row in rows if "saved_activation_mb" in row]
+    assert {row["model"] for row in counted} == {"vgg8b", "vgg11b", "vgg13", "vgg16"}
+    assert {row["batch"] for row in counted} == {32, 64, 128, 256}
+    assert {row["width"] for row in counted} == {0.25, 0.5, 1.0}
+    assert all(row["saved_activation_mb"]["n"] >= 1 and row["saved_activation_mb"]["minimum"] > 0 for row in counted)
+    stages = [row for row in rows if "of_own_blocks" in row]
+    assert len(stages) == 2 * STAGES and all("queue_mb" in row for row in stages)
+    assert sum(row.get("derived", False) and "saved_activation_mb" in row for row in rows) == 2 * STAGES
+    processes = [row for row in rows if "peak_process_mb" in row]
+    assert len(processes) == 6
+    assert all(row["peak_process_mb"]["median"] > row["added_process_mb"]["median"] > 0 for row in processes)
+
+
+def scaling(report: Report) -> None:
+    points = [row for row in report["rows"] if "seconds" in row]
+    fits = [row for row in report["rows"] if "exponent" in row]
+    assert {row["axis"] for row in points} == {"blocks", "width", "batch", "stages"}
+    assert {(row["axis"], row["method"]) for row in fits} == {
+        (axis, method.label) for axis in ("blocks", "width", "batch") for method in METHODS
+    }
+    assert all(row["seconds"]["n"] >= 5 and row["seconds"]["minimum"] > 0 for row in points)
+    assert all(row["samples_per_second"]["minimum"] > 0 for row in points)
+    assert all(("of_one_stage" in row) == (row["axis"] == "stages") for row in points)
+    assert all(row["exponent"]["n"] >= 5 and "largest_deviation" in row for row in fits)
+
+
+def queue(report: Report) -> None:
+    labels = set(by_label(report))
+    assert {f"{load.kib} KiB: {way}" for load in loads(quick=True) for way in (QUEUE, GLOO, COPY)} <= labels
+    assert {f"vgg8b x 0.25, batch 128: {part}" for part in ("stage 0", "stage 1", "pipeline")} <= labels
+    for row in report["rows"]:
+        figures = figures_of(row)
+        assert figures and all(figure["n"] >= 3 for figure in figures.values())
+        # A difference may come out below zero on a busy machine.
+        assert all(figure["minimum"] > 0 for name, figure in figures.items() if not name.endswith("_percent"))
+
+
+def heads(report: Report) -> None:
+    rows = by_label(report)
+    assert set(rows) == {"digits: conv", "digits: pool-4x4", "digits: pred"}
+    assert all(row["test_error_percent"]["n"] == 2 for row in rows.values())
+    assert "standard_error" in rows["digits: pool-4x4"] and "standard_error" not in rows["digits: conv"]
+
+
+def input_(report: Report) -> None:
+    for row in report["rows"]:
+        assert row["images_per_second"]["n"] >= 5 and row["images_per_second"]["minimum"] > 0
+
+
+ROWS: dict[str, Callable[[Report], None]] = {
+    "throughput": throughput,
+    "schedule": schedule,
+    "time-to-accuracy": time_to_accuracy,
+    "memory": memory,
+    "scaling": scaling,
+    "queue": queue,
+    "heads": heads,
+    "input": input_,
+}
+# How the names of the first targets begin, and what all targets want, where the quick form settles it.
+NAMES = {
+    "throughput": ["1.", "1.", "2.", "5.", "5."],
+    "schedule": ["4. emulated, "] * 6,
+    "heads": ["2. digits:"],
+}
+WANTED = {
+    "schedule": ["at least 97", "at least 95", "at least 1.32", "at least 1.35", "at least 1", "at least 1.4"],
+    "memory": ["at most 0.35", "at most 0.45", "at most 1"],
+    "scaling": ["at most 1.02"],
+    "queue": ["at least 0.97", "at most 3", "at most 3"],
+    "input": ["at least 30000"],
+}
+
+
+def start(name: str, folder: Path) -> Report:
+    """The report of `python -m benchmarks NAME --quick`, run in a folder of its own."""
+    done = call("-m", "benchmarks", name, "--quick", "--output", folder, cwd=folder, timeout_s=800)
+    assert done.returncode == 0, done.stderr
+    report: Report = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return report
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Report, Path]]:
+    """Folder and report of an experiment, which is started once."""
+
+    @cache
+    def once(name: str) -> tuple[Report, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        return start(name, folder), folder
+
+    return once
+
+
+def test_every_experiment_is_here() -> None:
+    assert list(ROWS) == list(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_an_experiment_runs_from_the_command_line(quick: Callable[[str], tuple[Report, Path]], name: str) -> None:
+    report, folder = quick(name)
+    assert report["command"] == f"python -m benchmarks {name} --quick"
+    assert (folder / f"{name}.png").stat().st_size > 5000
+    ROWS[name](report)
+    names = [target["name"] for target in report["targets"]]
+    beginnings = NAMES.get(name, [])
+    assert [found[: len(first)] for found, first in zip(names, beginnings, strict=False)] == beginnings
+    if name in WANTED:
+        assert [target["wanted"] for target in report["targets"]] == WANTED[name]
+
+
+def test_the_heads_experiment_goes_on_where_it_stopped(quick: Callable[[str], tuple[Report, Path]]) -> None:
+    _, folder = quick("heads")
+    done = folder / "runs" / "benchmarks" / "heads" / "quick" / "digits-pred-1" / "summary.json"
+    summary = json.loads(done.read_text(encoding="utf-8"))
+    done.write_text(json.dumps(summary | {"test_error_percent": 1.25}), encoding="utf-8")
+    again = by_label(start("heads", folder))
+    assert again["digits: pred"]["test_error_percent"]["minimum"] == 1.25, "a run that is done is not run again"

@@ -1,0 +1,160 @@
+"""Data sets of a library call: every kind of sample, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+
+from tests.support.data import library, message, numbered
+
+
+class Listed(Dataset[Any]):
+    """A map-style data set whose items are made by a function; `targets` lists labels where given."""
+
+    def __init__(self, count: int, item: Callable[[int], Any], targets: Any = None) -> None:
+        self.count, self.item, self.asked = count, item, 0
+        if targets is not None:
+            self.targets = targets
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked += 1
+        return self.item(index)
+
+
+def test_tensor_data_set_gives_the_same_batches_as_the_same_samples_one_by_one() -> None:
+    images = torch.randint(0, 256, (11, 3, 4, 4), dtype=torch.uint8)
+    whole = TensorDataset(images, torch.arange(11) % 4)
+    one_by_one = Listed(11, lambda i: (images[i], i % 4))
+    fast, slow = library(whole), library(one_by_one)
+    assert fast.shape == slow.shape == (3, 4, 4) and fast.classes == slow.classes == 4
+    for ours, theirs in zip(fast.train(1), slow.train(1), strict=True):
+        assert torch.equal(ours[1], theirs[1]) and torch.equal(ours[2], theirs[2])
+        assert ours[1].stride() == theirs[1].stride()
+    for one, other in zip(fast.test(), slow.test(), strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize(
+    ("image", "shape", "value"),
+    [
+        (torch.full((2, 4), 51, dtype=torch.uint8), (2, 4), 0.2),
+        (torch.full((5,), 0.2, dtype=torch.float64), (5,), 0.2),
+        (np.full((4, 6, 3), 51, np.uint8), (3, 4, 6), 0.2),
+        (np.full((7,), 0.2), (7,), 0.2),
+        (Image.new("RGB", (6, 4), (51, 51, 51)), (3, 4, 6), 0.2),
+        (Image.new("L", (6, 4), 51), (1, 4, 6), 0.2),
+    ],
+    ids=["uint8", "float64", "array", "vector", "colour image", "grey image"],
+)
+def test_every_kind_of_image_becomes_float32(image: Any, shape: tuple[int, ...], value: float) -> None:
+    batches = library([(image, 0), (image, np.int64(1)), (image, torch.tensor(2))])
+    _, images, labels = next(batches.train(1))
+    assert batches.shape == shape and images.shape[1:] == shape and batches.classes == 3
+    assert images.dtype is torch.float32 and labels.dtype is torch.int64
+    torch.testing.assert_close(images, torch.full_like(images, value))
+
+
+def noisy(index: int) -> tuple[Tensor, int]:
+    """A sample whose transforms draw from all three global generators."""
+    return torch.tensor([random.random(), np.random.rand(), float(torch.rand(()))]), index % 2  # noqa: NPY002
+
+
+def global_states() -> tuple[object, ...]:
+    """The states of all three global generators."""
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+def test_random_transforms_are_keyed_by_seed_and_step_and_disturb_nobody() -> None:
+    batches, other = library(Listed(8, noisy)), library(Listed(8, noisy), seed=2)
+    before = global_states()
+    straight = [images for epoch in (1, 2) for _, images, _ in batches.train(epoch)]
+    assert global_states() == before
+    again = [images for epoch in (2, 1) for _, images, _ in batches.train(epoch)]
+    assert all(torch.equal(a, b) for a, b in zip(straight, again[2:] + again[:2], strict=True))
+    assert not torch.equal(straight[0], straight[1])
+    assert not torch.equal(straight[0], next(other.train(1))[1])
+    assert torch.equal(next(batches.test())[0], next(batches.test())[0])
+
+
+def test_listed_labels_save_the_pass_over_the_data() -> None:
+    data = Listed(100, lambda i: (torch.zeros(2), i % 5), targets=[i % 5 for i in range(100)])
+    assert library(data, numbered_vectors()).classes == 5
+    assert data.asked < 5
+
+
+def numbered_vectors() -> TensorDataset:
+    return TensorDataset(torch.zeros(4, 2), torch.tensor([0, 1, 2, 3]))
+
+
+def test_listed_labels_that_disagree_with_the_samples_do_not_count() -> None:
+    data = Listed(6, lambda i: (torch.zeros(2), i), targets=[0] * 6)
+    assert library(data, numbered_vectors()).classes == 6
+
+
+def test_subset_lists_the_labels_of_its_own_samples() -> None:
+    data = Listed(100, lambda i: (torch.zeros(2), i % 5), targets=[i % 5 for i in range(100)])
+    assert library(Subset(data, [0, 1, 5, 6])).classes == 2
+    assert data.asked < 10
+
+
+def test_classes_count_the_labels_of_both_sets() -> None:
+    assert library(TensorDataset(torch.zeros(4, 2), torch.tensor([0, 1, 0, 7])), numbered_vectors()).classes == 8
+
+
+def liar(index: int) -> tuple[Tensor, int]:
+    """A label that `targets` hides, neither at the first nor at the last sample, where it would be noticed at once."""
+    return torch.zeros(2), 9 if index == 2 else 0
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([])
+
+
+GOOD = (torch.zeros(2), 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (Stream(), "train_data is a Stream, which has no length and index"),
+        ([], "train_data is empty"),
+        ([GOOD], "1 training and 4 test samples"),
+        ([torch.zeros(2), torch.zeros(2)], "train_data[0] is a Tensor; give a pair"),
+        ([(torch.zeros(2), 0, 1)] * 2, "train_data[0] is a tuple of 3; give a pair"),
+        ([GOOD, (torch.zeros(2), 1.5)], "train_data[1] has label 1.5"),
+        ([GOOD, (torch.zeros(2), torch.tensor(1.0))], "train_data[1] has label 1.0"),
+        ([GOOD, (torch.zeros(2), True)], "train_data[1] has label True"),
+        ([GOOD, (torch.zeros(2), torch.tensor([0, 1]))], "train_data[1] has label tensor([0, 1])"),
+        ([GOOD, (torch.zeros(2), -1)], "train_data[1] has label -1; number the classes from 0"),
+        ([GOOD, (torch.zeros(3), 0)], "train_data[1] is an image of shape [3], train_data[0] of [2]"),
+        ([(torch.zeros(3), 0)] * 2, "images of train_data have shape [3], of test_data [2]"),
+        ([("text", 0)] * 2, "train_data[0] holds an image of str"),
+        ([(torch.tensor(1.0), 0)] * 2, "train_data[0] holds an image of float32 and shape []"),
+        ([(torch.zeros(2, dtype=torch.int64), 0)] * 2, "train_data[0] holds an image of int64 and shape [2]"),
+        (Listed(2, lambda i: [][i]), "train_data[0] raised IndexError: list index out of range"),
+        (Listed(4, liar, targets=[0] * 4), "train_data[2] has label 9, but the labels known at start end at 3"),
+        (TensorDataset(torch.zeros(2, 2), torch.tensor([0.0, 1.0])), "labels of train_data are float32 of shape [2]"),
+        (TensorDataset(torch.zeros(2, 2), torch.zeros(2, 2).long()), "labels of train_data are int64 of shape [2, 2]"),
+        (TensorDataset(torch.zeros(2, 2), torch.tensor([0, -3])), "labels of train_data begin at -3"),
+        (TensorDataset(torch.zeros(2, 2).long(), torch.tensor([0, 1])), "train_data holds an image of int64"),
+        (TensorDataset(torch.tensor([[0.0], [float("nan")]]), torch.tensor([0, 1])), "train_data[1] is an image with"),
+    ],
+)
+def test_wrong_library_data_is_told_with_its_values(data: Any, words: str) -> None:
+    assert words in message(lambda: list(library(data, numbered_vectors()).train(1)))
+
+
+def test_empty_test_data_is_refused() -> None:
+    assert "test_data is empty" in message(lambda: library(numbered(4), []))

@@ -1,0 +1,128 @@
+"""Local heads: pooling by the rule of the reference, feedback alignment, similarity heads and what they cost."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.config.catalog import LOSSES
+from pipeline.config.method import SIMILARITY_HEADS
+from pipeline.learning.heads import AveragePool, FeedbackLinear, decoder_pooling, similarity_macs
+from pipeline.learning.losses import create_local_loss
+from tests.support.activations import random_batch
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("side", "kernel", "padding"),
+    [(8, (4, 2), (0, 0)), (28, (16, 8), (8, 4)), (7, (4, 4), (2, 2)), (3, (2, 1), (0, 0)), (9, (4, 4), (0, 0))],
+)
+def test_average_pool_equals_torch_with_its_gradient(
+    side: int, kernel: tuple[int, int], padding: tuple[int, int], channels_last: bool
+) -> None:
+    x = torch.randn(3, 5, side, side, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pooled, expected = AveragePool(kernel, padding)(ours), nn.AvgPool2d(kernel, kernel, padding)(theirs)
+    torch.testing.assert_close(pooled, expected)
+    weights = torch.randn_like(expected)
+    (pooled * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert ours.grad is not None and ours.grad.shape == ours.shape
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_gradient_of_average_pool_needs_no_copy_to_channels_last() -> None:
+    x = torch.randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    AveragePool((4, 4))(x).sum().backward()
+    assert x.grad is not None and x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit", "kernel", "padding", "outputs"),
+    [
+        # vgg8b, 32 pixels
+        ((128, 32, 32), 2048, (8, 8), (0, 0), 2048),
+        ((256, 32, 32), 2048, (16, 8), (0, 0), 2048),
+        ((256, 16, 16), 2048, (8, 4), (0, 0), 2048),
+        ((512, 4, 4), 2048, (2, 2), (0, 0), 2048),
+        ((128, 32, 32), 4096, (8, 4), (0, 0), 4096),
+        ((512, 4, 4), 4096, (2, 1), (0, 0), 4096),
+        # vgg11b at three times the width
+        ((384, 32, 32), 4096, (16, 8), (0, 0), 3072),
+        # vgg8b, 28 pixels: odd maps get padding
+        ((128, 28, 28), 1024, (16, 8), (8, 4), 1024),
+        ((512, 3, 3), 1024, (4, 2), (2, 1), 1024),
+        # vgg8b, 96 pixels
+        ((256, 48, 48), 2048, (32, 16), (16, 0), None),
+        # small enough already
+        ((16, 4, 4), 4096, (1, 1), (0, 0), 256),
+        # more maps than features allowed: one value each
+        ((100, 8, 8), 64, (8, 8), (0, 0), 100),
+    ],
+)
+def test_decoder_pooling_follows_the_reference(
+    shape: tuple[int, int, int], limit: int, kernel: tuple[int, int], padding: tuple[int, int], outputs: int | None
+) -> None:
+    pooling = decoder_pooling(*shape, limit)
+    assert (pooling.kernel, pooling.padding) == (kernel, padding)
+    pooled = pooling.module()(torch.zeros(1, *shape))
+    assert pooled.numel() == pooling.outputs(*shape)
+    if outputs is not None:
+        assert pooled.numel() == outputs
+
+
+def test_feedback_alignment_sends_errors_back_through_fixed_weights() -> None:
+    layer = FeedbackLinear(7, 4)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(3, 7, requires_grad=True)
+    error = torch.randn(3, 4)
+    layer(x).backward(error)
+    torch.testing.assert_close(x.grad, error @ layer.feedback)
+    torch.testing.assert_close(layer.weight.grad, error.T @ x)
+    torch.testing.assert_close(layer.bias.grad, error.sum(0))
+    assert "feedback" not in dict(layer.named_parameters())
+
+
+def test_feedback_weights_are_uniform_within_the_bound_of_their_inputs() -> None:
+    feedback = FeedbackLinear(100, 50).feedback
+    assert feedback.abs().max() <= 0.1
+    assert feedback.std() == pytest.approx(0.1 / math.sqrt(3), rel=0.1)
+
+
+@pytest.mark.parametrize("name", SIMILARITY_HEADS)
+@pytest.mark.parametrize("shape", [(16, 32, 32), (16, 14, 14), (12, 7, 5), (8, 2, 2), (8, 1, 1), (20,)])
+def test_every_similarity_head_learns_and_costs_what_it_says(name: str, shape: tuple[int, ...]) -> None:
+    loss = create_local_loss(
+        LOSSES["sim"], shape, 5, beta=0.99, decoder_dim=64, target_projection=16, similarity_head=name
+    )
+    h, labels = random_batch(shape)
+    assert loss.similarity is not None
+    with FlopCounterMode(display=False) as counter:
+        maps = loss.similarity(h.detach())
+    assert counter.get_total_flops() == 2 * len(labels) * similarity_macs(shape, name)
+    assert len(shape) != 3 or shape[1] < 2 or maps.shape[2] >= 2, "a spatial deviation needs two rows"
+    value, _ = loss(h, labels)
+    value.backward()
+    assert h.grad is not None and torch.isfinite(h.grad).all() and h.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.similarity.parameters())
+
+
+def test_the_heads_save_what_their_names_say() -> None:
+    macs = {name: similarity_macs((64, 32, 32), name) for name in SIMILARITY_HEADS}
+    full = 9 * 64 * 64 * 32 * 32
+    assert macs == {
+        "conv": full,
+        "pool-2": full // 4,
+        "pool-4": full // 16,
+        "pool-4x4": full // 16,
+        "stride-4": full // 16,
+        "grouped-8": full // 8,
+        "none": 0,
+    }
+    assert similarity_macs((64, 8, 8), "pool-4") == full // 16 // 16  # 2x2
+    assert similarity_macs((64, 8, 8), "pool-4x4") == full // 16 // 4  # 4x4

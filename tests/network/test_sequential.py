@@ -1,0 +1,65 @@
+"""A user's own modules cut into blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.network.blocks import SequentialBlock
+from pipeline.network.sequential import blocks_from, given_network
+
+
+def test_a_sequential_is_cut_at_children_with_weights() -> None:
+    blocks = blocks_from(
+        nn.Sequential(
+            nn.Upsample(scale_factor=1),
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout2d(0.1),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4 * 9, 8),
+            nn.ReLU(),
+            nn.Linear(8, 3),
+        )
+    )
+    assert len(blocks) == 3
+    first = blocks[0]
+    assert isinstance(first, SequentialBlock)
+    assert [type(m).__name__ for m in first.body] == ["Upsample", "Conv2d", "BatchNorm2d", "ReLU"]
+    assert [type(m).__name__ for m in first.tail] == ["Dropout2d", "MaxPool2d", "Flatten"]
+
+
+def test_blocks_from_keeps_the_given_weights_and_the_function() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).eval()
+    x = torch.randn(2, 1, 4, 4)
+    y = x
+    for block in blocks_from(network):
+        y = block(y)
+    assert torch.equal(y, network(x))
+
+
+def test_a_module_without_weights_may_be_used_twice() -> None:
+    relu = nn.ReLU()
+    blocks = blocks_from(nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2)))
+    assert [sum(isinstance(m, nn.ReLU) for m in block.modules()) for block in blocks] == [1, 1, 0]
+
+
+def test_a_network_without_weights_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the network of 2 children has no weights"):
+        blocks_from(nn.Sequential(nn.Flatten(), nn.ReLU()))
+
+
+def test_shared_parameters_are_refused() -> None:
+    layer = nn.Linear(4, 4)
+    with pytest.raises(ConfigError, match=r"blocks 0 and 1 share the parameter body\.2\.weight"):
+        blocks_from(nn.Sequential(layer, nn.ReLU(), layer))
+
+
+def test_a_block_that_cannot_learn_is_refused() -> None:
+    frozen = nn.Linear(4, 4).requires_grad_(False)
+    with pytest.raises(ConfigError, match="block 1 has no parameter that learns"):
+        given_network([nn.Linear(4, 4), frozen, nn.Linear(4, 2)])
