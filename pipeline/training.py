@@ -17,7 +17,6 @@ from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
 from pipeline.errors import ConfigError, PipelineError, first_line
-from pipeline.learning.balance import cut_segments
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.blocks import Block
@@ -197,11 +196,8 @@ class _Run:
         folder, batches, sizes = self._open()
         layout = agree_on_layout(self.control, self.config, self.job.network, sizes, self.numerics)
         split = layout.split
-        segments = self.config.segments
-        if isinstance(segments, int):
-            segments = cut_segments(self.config, layout.shapes)
         self.config = replace(
-            self.config, segments=segments, split=split, stages=len(split), threads=self.world.threads
+            self.config, segments=layout.segments, split=split, stages=len(split), threads=self.world.threads
         )
         if folder is not None:
             folder.write_config(to_toml(self.job.effective(self.config)))

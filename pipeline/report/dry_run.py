@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -16,7 +17,7 @@ from pipeline.learning.balance import members
 from pipeline.learning.numerics import Numerics
 from pipeline.network.spec import BlockShape, Network, infer_shapes
 from pipeline.network.zoo import named_network
-from pipeline.runtime.agreement import decide_split
+from pipeline.runtime.agreement import count_segments, decide_split
 
 __all__ = ["dry_run"]
 
@@ -26,10 +27,11 @@ def dry_run(config: RunConfig, world_size: int) -> None:
     shape, classes = _sizes(config)
     network = named_network(config.model, shape, classes, config.train.loss)
     shapes = infer_shapes(network, shape)
+    train = count_segments(config.train, shapes, world_size)
     numerics = Numerics(torch.device("cpu"))
-    split, costs, unit = decide_split(config.train, network, shapes, classes, world_size, numerics)
+    split, costs, unit = decide_split(train, network, shapes, classes, world_size, numerics)
     console = Console()
-    console.print(to_toml(config), markup=False, highlight=False)
+    console.print(to_toml(replace(config, train=train)), markup=False, highlight=False)
     console.print(_table(network, shapes, split, costs, unit))
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Sizes",
     "agree_on_layout",
     "check_same_configuration",
+    "count_segments",
     "decide_split",
     "share_sizes",
 ]
@@ -49,6 +50,7 @@ class Layout:
     network: Network
     shapes: Sequence[BlockShape]
     classes: int
+    segments: tuple[int, ...] | int | None  # as configured, a number replaced by the counts that it came to
     split: tuple[int, ...]  # blocks of each stage
     costs: Sequence[float]  # of each block; only their ratios mean anything
 
@@ -84,29 +86,39 @@ def agree_on_layout(
         ConfigError: blocks that do not fit each other, or a split that does not fit the network.
         DataError: an output layer with fewer scores than the data has classes.
     """
-    network, shapes = control.together("network", lambda: _describe(control, config, factory, sizes))
+    network, shapes, config = control.together("network", lambda: _describe(control, config, factory, sizes))
     if control.rank == 0:
         split, costs, _ = decide_split(config, network, shapes, sizes.classes, control.world_size, numerics)
         control.publish("split", [split, costs])
     split, costs = control.read("split", 0)
-    return Layout(network, shapes, sizes.classes, tuple(split), costs)
+    return Layout(network, shapes, sizes.classes, config.segments, tuple(split), costs)
 
 
 def _describe(
     control: Control, config: TrainConfig, factory: NetworkFactory, sizes: Sizes
-) -> tuple[Network, list[BlockShape]]:
+) -> tuple[Network, list[BlockShape], TrainConfig]:
     network = factory(sizes.shape, sizes.classes)
     config.check_blocks(len(network), control.world_size)
     shapes = infer_shapes(network, sizes.shape)
-    if config.segments is not None:  # counts found by arithmetic meet the split only here
-        replace(config, segments=cut_segments(config, shapes)).check_blocks(len(network), control.world_size)
+    config = count_segments(config, shapes, control.world_size)
     scores = shapes[-1].outputs
     if len(scores) != 1 or scores[0] < sizes.classes:
         raise DataError(
             f"the data has {sizes.classes} classes, but the output layer gives scores of shape {list(scores)}; "
             f"make it [{sizes.classes}]"
         )
-    return network, shapes
+    return network, shapes, config
+
+
+def count_segments(config: TrainConfig, shapes: Sequence[BlockShape], world_size: int) -> TrainConfig:
+    """`config` with the block counts of the segments that it asks for by their number.
+
+    Raises ConfigError if a stage ends inside one of them.
+    """
+    if isinstance(config.segments, int):
+        config = replace(config, segments=cut_segments(config, shapes))
+        config.check_blocks(len(shapes), world_size)
+    return config
 
 
 def decide_split(
