@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,20 +32,6 @@ __all__ = [
     "timed_epochs",
     "told_by_first",
 ]
-
-
-def told_by_first(member: Member, measure: Callable[[], float]) -> float:
-    """What process 0 measures, told to all."""
-    told = [measure() if member.rank == 0 else 0.0]
-    if member.size > 1:
-        dist.broadcast_object_list(told)
-    return told[0]
-
-
-def set_rates(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
 
 
 CHEAP_HEAD = "pool-4x4"
@@ -124,6 +110,21 @@ def error_percent(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], de
         samples += len(labels)
     model.train(training)
     return 100.0 * wrong / samples
+
+
+def told_by_first(member: Member, measure: Callable[[], float]) -> float:
+    """What process 0 measures, told to all."""
+    told = [measure() if member.rank == 0 else 0.0]
+    if member.size > 1:
+        dist.broadcast_object_list(told)
+    return told[0]
+
+
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Set the learning rate of the following updates."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
 
 
 def timed_epochs(

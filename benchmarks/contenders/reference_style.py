@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.contenders.common import Trained, choose_device, describe, error_percent, open_batches, timed_epochs
+from benchmarks.contenders.common import (
+    Trained,
+    choose_device,
+    describe,
+    error_percent,
+    open_batches,
+    set_rates,
+    timed_epochs,
+)
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.network.blocks import Block
@@ -99,17 +107,12 @@ def train_reference_style(member: Member, config: RunConfig) -> Trained:
         for learner in learners:
             x = learner.learn(x, targets)
 
-    def set_learning_rate(lr: float) -> None:
-        for learner in learners:
-            for group in learner.optimizer.param_groups:
-                group["lr"] = lr
-
     return timed_epochs(
         member,
         config,
         batches,
         device,
         step=step,
-        set_learning_rate=set_learning_rate,
+        set_learning_rate=lambda lr: set_rates((learner.optimizer for learner in learners), lr),
         error=lambda: error_percent(model, batches.test(), device),
     )

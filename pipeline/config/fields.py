@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError
 
-__all__ = ["Bounds", "Option", "check_fields", "described", "flag_name", "option"]
+__all__ = ["Bounds", "Option", "check_fields", "described", "flag_name", "joined", "option"]
 
 T = TypeVar("T")
+
+
+def joined(counts: Iterable[int]) -> str:
+    """Block counts as the command line takes them, such as 3,2,2,1."""
+    return ",".join(map(str, counts))
 
 
 def flag_name(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config.catalog import LOSSES, LossSpec
-from pipeline.config.fields import Bounds, check_fields, option
+from pipeline.config.fields import Bounds, check_fields, joined, option
 from pipeline.errors import ConfigError
 
 __all__ = ["SIMILARITY_HEADS", "Method"]
@@ -98,7 +98,7 @@ class Method:
         """`segments` as the command line takes it."""
         if self.segments is None:
             return "block"
-        return ",".join(map(str, self.segments)) if isinstance(self.segments, tuple) else str(self.segments)
+        return joined(self.segments) if isinstance(self.segments, tuple) else str(self.segments)
 
     @property
     def loss_spec(self) -> LossSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.fields import Bounds, check_fields, option
+from pipeline.config.fields import Bounds, check_fields, joined, option
 from pipeline.errors import ConfigError
 
 __all__ = ["Placement"]
@@ -53,10 +53,12 @@ class Placement:
 
     def _check_split(self, split: tuple[int, ...]) -> None:
         if not split or any(not isinstance(n, int) or n < 1 for n in split):
-            raise ConfigError(f"--split is {_join(split)!r}; give auto or block counts of at least 1, such as 3,2,2,1")
+            raise ConfigError(
+                f"--split is {joined(split)!r}; give auto or block counts of at least 1, such as 3,2,2,1"
+            )
         if self.stages is not None and self.stages != len(split):
             raise ConfigError(
-                f"--split {_join(split)} makes {len(split)} stages, but --stages is {self.stages}; drop one of them"
+                f"--split {joined(split)} makes {len(split)} stages, but --stages is {self.stages}; drop one of them"
             )
 
     def stage_count(self, world_size: int) -> int:
@@ -65,7 +67,7 @@ class Placement:
             return len(self.split) if self.split is not None else (self.stages or 1)
         if self.split is not None and len(self.split) != world_size:
             raise ConfigError(
-                f"--split {_join(self.split)} makes {len(self.split)} stages, but there are {world_size} processes, "
+                f"--split {joined(self.split)} makes {len(self.split)} stages, but there are {world_size} processes, "
                 f"one stage each; give {world_size} counts or --split auto"
             )
         if self.stages is not None and self.stages != world_size:
@@ -79,13 +81,9 @@ class Placement:
         stages = self.stage_count(world_size)
         if self.split is not None and sum(self.split) != blocks:
             raise ConfigError(
-                f"--split {_join(self.split)} places {sum(self.split)} blocks, but the network has {blocks}; "
+                f"--split {joined(self.split)} places {sum(self.split)} blocks, but the network has {blocks}; "
                 f"make the counts add up to {blocks}"
             )
         if stages > blocks:
             what = f"{world_size} processes" if world_size > 1 else f"--stages {stages}"
             raise ConfigError(f"{what} for a network of {blocks} blocks leave stages empty; use at most {blocks}")
-
-
-def _join(split: tuple[int, ...]) -> str:
-    return ",".join(map(str, split))

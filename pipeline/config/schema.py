@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config.catalog import DATASETS, check_fits
 from pipeline.config.data import DataConfig
+from pipeline.config.fields import joined
 from pipeline.config.method import Method
 from pipeline.config.model import ModelConfig
 from pipeline.config.placement import Placement
@@ -31,26 +32,30 @@ class TrainConfig(Placement, Schedule, Method):  # fields come in the reverse or
         super().check_blocks(blocks, world_size)
         if self.segments is None:
             return
-        named, counts = f"--segments {self.segments_text}", self.segments
-        if isinstance(counts, int) and counts > blocks:
-            raise ConfigError(f"{named} for a network of {blocks} blocks leaves some empty; use at most {blocks}")
-        if isinstance(counts, tuple) and sum(counts) != blocks:
+        named, stages = f"--segments {self.segments_text}", self.stage_count(world_size)
+        if isinstance(self.segments, int):
+            count = self.segments
+            if count > blocks:
+                raise ConfigError(f"{named} for a network of {blocks} blocks leaves some empty; use at most {blocks}")
+        else:
+            count = len(self.segments)
+            if sum(self.segments) != blocks:
+                raise ConfigError(
+                    f"{named} covers {sum(self.segments)} blocks, but the network has {blocks}; make the counts add "
+                    f"up to {blocks}"
+                )
+        if stages > count:
             raise ConfigError(
-                f"{named} covers {sum(counts)} blocks, but the network has {blocks}; make the counts add up to "
-                f"{blocks}"
-            )
-        stages, many = self.stage_count(world_size), counts if isinstance(counts, int) else len(counts)
-        if stages > many:
-            raise ConfigError(
-                f"{stages} stages for the {many} segments of {named} leave stages empty; use at most {many} stages, "
+                f"{stages} stages for the {count} segments of {named} leave stages empty; use at most {count} stages, "
                 "or more segments"
             )
-        cuts = set(accumulate(self.split or ())) - set(accumulate(counts if isinstance(counts, tuple) else ()))
-        if isinstance(counts, tuple) and cuts:
-            raise ConfigError(
-                f"--split {','.join(map(str, self.split or ()))} cuts a segment of {named} after {min(cuts)} blocks; "
-                "let stages end where segments end"
-            )
+        if self.split is not None and isinstance(self.segments, tuple):
+            cuts = set(accumulate(self.split)) - set(accumulate(self.segments))
+            if cuts:
+                raise ConfigError(
+                    f"--split {joined(self.split)} cuts a segment of {named} after {min(cuts)} blocks; let "
+                    "stages end where segments end"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

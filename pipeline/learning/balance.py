@@ -10,7 +10,7 @@ from pipeline.config.method import Method
 from pipeline.learning.heads import similarity_macs
 from pipeline.network.spec import BlockShape
 
-__all__ = ["arithmetic_costs", "balance", "cut_segments", "members", "shares"]
+__all__ = ["arithmetic_costs", "balance", "cut_segments", "members", "segment_ends", "shares"]
 
 
 def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
@@ -65,8 +65,7 @@ def arithmetic_costs(config: Method, shapes: Sequence[BlockShape], classes: int)
 
     Local learning is forward and weight gradient; the head and global backpropagation add the input gradient.
     """
-    pieces = members(cut_segments(config, shapes))
-    firsts, lasts = {piece[0] for piece in pieces}, {piece[-1] for piece in pieces}
+    firsts, lasts = segment_ends(config, shapes)
     costs = []
     for index, shape in enumerate(shapes):
         passes = 2 if index in firsts else 3
@@ -87,6 +86,12 @@ def cut_segments(config: Method, shapes: Sequence[BlockShape]) -> tuple[int, ...
     if isinstance(config.segments, int):
         return balance([float(shape.macs) for shape in shapes], config.segments)
     return config.segments
+
+
+def segment_ends(config: Method, shapes: Sequence[BlockShape]) -> tuple[set[int], set[int]]:
+    """Indices of the first and of the last block of every segment: gradients pass none of these borders."""
+    pieces = members(cut_segments(config, shapes))
+    return {piece[0] for piece in pieces}, {piece[-1] for piece in pieces}
 
 
 def _head_macs(shape: BlockShape, config: Method, classes: int) -> int:

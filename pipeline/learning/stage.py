@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import TrainConfig
-from pipeline.learning.balance import cut_segments, members
+from pipeline.learning.balance import members, segment_ends
 from pipeline.learning.local_block import LocalBlock, create_loss
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Packet
@@ -21,8 +21,8 @@ __all__ = ["Stage", "build_stage"]
 class Stage:
     """Consecutive blocks, trained together: `forward` returns the packet to hand on, `update` learns from it.
 
-    The worker sends between the two calls. Where nobody waits for the packet, `step` goes block by block and holds
-    one block's activations only; both orders give the same bits.
+    The worker sends between the two calls. Where nobody waits for the packet, `step` goes segment by segment and holds
+    one segment's activations only; both orders give the same bits.
     """
 
     def __init__(self, index: int, blocks: Sequence[LocalBlock], config: TrainConfig, *, last: bool) -> None:
@@ -121,8 +121,7 @@ def build_stage(
         numerics: device and formats.
     """
     own = members(split)[index]
-    pieces = members(cut_segments(config, shapes))
-    firsts, lasts = {piece[0] for piece in pieces}, {piece[-1] for piece in pieces}
+    firsts, lasts = segment_ends(config, shapes)
     blocks = []
     for i in own:
         output = i == len(network) - 1
