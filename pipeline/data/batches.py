@@ -95,11 +95,11 @@ class Batches:
         train.classes = test.classes = max(train.classes, test.classes)
         return cls(train, test, classes=train.classes, seed=seed, batch_size=batch_size)
 
-    def train(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Step over the whole run (from 0), images and labels of an epoch (from 1)."""
+    def train(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Step over the whole run (from 0), images and labels of an epoch (from 1), without its first `skip` steps."""
         order = torch.randperm(self.train_samples, generator=keyed_generator(self._seed, "order", epoch))
-        parts = order.split(self._batch_size)[: self.steps_per_epoch]
-        first = (epoch - 1) * self.steps_per_epoch
+        parts = order.split(self._batch_size)[skip : self.steps_per_epoch]
+        first = (epoch - 1) * self.steps_per_epoch + skip
         for step, (images, labels) in enumerate(_read_ahead(self._train, parts, first), first):
             yield step, images, labels
 

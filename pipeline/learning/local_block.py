@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -178,6 +180,24 @@ class LocalBlock:
                     state[f"{self.index}.optimizer.{name}.{key}"] = torch.as_tensor(value)
         return state
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """`full_state`, and what has been counted of the epoch under way."""
+        meters = {"train": self.train_meter, "test": self.test_meter}
+        return self.full_state() | {f"{self.index}.meter.{name}": meter.state() for name, meter in meters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy this block's part out of a `state_dict`; the memory layout stays the block's own."""
+        own = {n.removeprefix(f"{self.index}."): t for n, t in state.items() if n.startswith(f"{self.index}.")}
+        self.block.load_state_dict({name: own[name] for name in self.block.state_dict()})
+        if self.loss is not None:
+            self.loss.load_state_dict({name: own[f"local_head.{name}"] for name in self.loss.state_dict()})
+        for name, parameter in self._named_trainable():
+            prefix = f"optimizer.{name}."
+            found = {key.removeprefix(prefix): t for key, t in own.items() if key.startswith(prefix)}
+            self.optimizer.state[parameter] = {key: _like(parameter, tensor) for key, tensor in found.items()}
+        self.train_meter.load(own["meter.train"])
+        self.test_meter.load(own["meter.test"])
+
     def parameters(self) -> int:
         """Parameters of the inference network in this block."""
         return sum(p.numel() for p in self.block.parameters())
@@ -185,3 +205,10 @@ class LocalBlock:
     def head_parameters(self) -> int:
         """Parameters of the local head."""
         return 0 if self.loss is None else sum(p.numel() for p in self.loss.parameters())
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of an optimizer's tensor: moments in the parameter's memory layout, counts as they are."""
+    if value.shape == parameter.shape:
+        return torch.empty_like(parameter, requires_grad=False).copy_(value)
+    return value.to(parameter.device, copy=True)

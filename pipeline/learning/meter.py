@@ -28,24 +28,29 @@ class Meter:
             self._has_errors = True
             self.sums[1].add_((scores.argmax(1) != labels).sum())
 
-    def score(self, block: int) -> BlockScore:
-        """Means so far; waits for the device."""
-        return self._mean(block, self.sums, self.samples)
-
-    def peek(self, block: int) -> BlockScore:
-        """Means at the last peek, without waiting for the device: a GPU's sums are copied while it works on."""
+    def read(self, block: int, *, reset: bool) -> BlockScore:
+        """Means so far. With `reset` exact, waiting for the device, and counted anew from now on; else at the last
+        look, without waiting: a GPU's sums are copied while it works on."""
+        if reset:
+            score = self._mean(block, self.sums, self.samples)
+            # A fresh tensor, so that a copy under way of the old one stays right.
+            self.sums, self.samples, self._snapshot = torch.zeros_like(self.sums), 0, None
+            return score
         if self.sums.device.type == "cpu":
-            return self.score(block)
+            return self._mean(block, self.sums, self.samples)
         previous = self._snapshot
         host = torch.empty(2, dtype=torch.float64, pin_memory=True)
         self._snapshot = (host.copy_(self.sums, non_blocking=True), self.samples)
         return BlockScore(block, None, None) if previous is None else self._mean(block, *previous)
 
-    def reset(self) -> None:
-        """Start over with a fresh tensor; a copy under way of the old one stays right."""
-        self.sums = torch.zeros_like(self.sums)
-        self.samples = 0
-        self._snapshot = None
+    def state(self) -> Tensor:
+        """All of it, float64 [4]."""
+        return torch.cat([self.sums, self.sums.new_tensor([self.samples, self._has_errors])])
+
+    def load(self, state: Tensor) -> None:
+        """Go on from a `state`."""
+        self.sums = state[:2].to(self.sums.device, copy=True)
+        self.samples, self._has_errors, self._snapshot = int(state[2]), bool(state[3]), None
 
     def _mean(self, block: int, sums: Tensor, samples: int) -> BlockScore:
         if samples == 0:

@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-__all__ = ["Numerics"]
+__all__ = ["FORMATS", "Numerics"]
 
 M = TypeVar("M", bound=nn.Module)
 
-_FORMATS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORMATS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,7 @@ class Numerics:
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the activations that blocks hand on."""
-        return _FORMATS[self.precision]
-
-    def wire(self, name: str) -> torch.dtype:
-        """Number format between stages for a `--wire` value."""
-        return self.dtype if name == "auto" else _FORMATS[name]
+        return FORMATS[self.precision]
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

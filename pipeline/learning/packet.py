@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-__all__ = ["Kind", "Packet"]
+__all__ = ["Kind", "Packet", "Position", "Signature", "TensorSpec", "labelled"]
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A point of a run: it addresses a packet, names a checkpoint, keys random numbers."""
+
+    epoch: int = 1  # from 1
+    step: int = 0  # training steps done before it, over the whole run
 
 
 class Kind(enum.IntEnum):
@@ -15,28 +25,59 @@ class Kind(enum.IntEnum):
 
     TRAIN = 0
     EVALUATE = 1
-    END_OF_EPOCH = 2
-    STOP = 3
+    SNAPSHOT = 2
+    END_OF_EPOCH = 3
+    STOP = 4
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One sample of a tensor: its shape and number format."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
+
+
+Signature = Mapping[str, TensorSpec]
+"""The named tensors of a packet that carries a batch."""
+
+
+def labelled(x: TensorSpec) -> Signature:
+    """An activation and the labels, which ride along to every stage."""
+    return {"x": x, "labels": TensorSpec((), torch.int64)}
 
 
 @dataclass(frozen=True)
 class Packet:
-    """A batch on its way through the stages. Step and epoch travel along: the learning rate is a function of them.
-
-    `activation` and `labels` are None in packets that only carry a message (end of epoch, stop).
-    """
+    """A batch on its way through the stages, or a message without tensors: snapshot, end of epoch, stop."""
 
     kind: Kind
-    epoch: int  # from 1
-    step: int  # over the whole run, from 0
-    activation: Tensor | None = None  # [B, ...]
-    labels: Tensor | None = None  # int64 [B]
+    at: Position
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # each [B, ...]: "x", "labels"
+
+    @classmethod
+    def of(cls, kind: Kind, at: Position, x: Tensor, labels: Tensor) -> Packet:
+        """A batch: activation [B, ...] and labels, int64 [B]."""
+        return cls(kind, at, {"x": x, "labels": labels})
+
+    @property
+    def x(self) -> Tensor:
+        """The activation, or the gradient where that is what travels: [B, ...]."""
+        return self.tensors["x"]
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [B]."""
+        return self.tensors["labels"]
 
     @property
     def batch(self) -> int:
         """Samples in the packet."""
-        return 0 if self.labels is None else self.labels.shape[0]
+        return len(next(iter(self.tensors.values()))) if self.tensors else 0
 
-    def with_activation(self, activation: Tensor) -> Packet:
+    def with_x(self, x: Tensor) -> Packet:
         """The same packet one stage further."""
-        return replace(self, activation=activation)
+        return replace(self, tensors={**self.tensors, "x": x})

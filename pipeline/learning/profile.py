@@ -13,7 +13,7 @@ import torch
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.balance import arithmetic_costs
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.blocks import canonical
 from pipeline.network.spec import BlockShape, BlockSpec, Network
@@ -72,9 +72,8 @@ def _time(stage: Stage, inputs: tuple[int, ...], classes: int, batch: int, deadl
     seconds: list[float] = []
     while len(seconds) <= _REPEATS and (not seconds or time.perf_counter() < deadline):
         start = time.perf_counter()
-        handed_on = stage.forward(Packet(Kind.TRAIN, 1, len(seconds), x, labels))
-        assert handed_on.activation is not None
-        stage.update(torch.ones_like(handed_on.activation) if stage.blocks[-1].gradient_in else None)
+        handed_on = stage.forward(Packet.of(Kind.TRAIN, Position(1, len(seconds)), x, labels))
+        stage.update(torch.ones_like(handed_on.x) if stage.blocks[-1].gradient_in else None)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)

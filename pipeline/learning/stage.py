@@ -1,8 +1,9 @@
-"""A stage: a layer group with its optimizers. Maths only; it knows nothing of processes."""
+"""A stage: whole segments with their optimizers. Maths only; it knows nothing of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,93 +12,136 @@ from pipeline.config.schema import TrainConfig
 from pipeline.learning.balance import members, segment_ends
 from pipeline.learning.local_block import LocalBlock, create_loss
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Packet
+from pipeline.learning.packet import Packet, Signature, TensorSpec, labelled
+from pipeline.learning.scores import BlockScore
 from pipeline.network.blocks import canonical
 from pipeline.network.spec import BlockShape, Network, build_block
 
-__all__ = ["Stage", "build_stage"]
+__all__ = ["Stage", "Trainable", "build_stage"]
+
+Scores = tuple[BlockScore, ...]
+
+
+class Trainable(Protocol):
+    """All that the loop of a process knows of a stage. The queues send between `forward` and `update`."""
+
+    index: int
+    takes: Signature
+    gives: Signature
+    device: torch.device
+
+    def forward(self, packet: Packet) -> Packet:
+        """What is handed on for a training batch, from the weights before this step's update. It has no graph."""
+
+    def update(self, gradient: Tensor | None = None) -> Tensor | None:
+        """Learn from the batch of the last `forward`; gradients come and go in global training only."""
+
+    def step(self, packet: Packet) -> Packet:
+        """`forward` and `update` in one, where nobody waits for the packet; the same bits."""
+
+    def evaluate(self, packet: Packet) -> Packet:
+        """What is handed on for a test batch, whose errors are counted."""
+
+    def scores(self, *, reset: bool) -> tuple[Scores, Scores]:
+        """Training and test scores of every block; with `reset` exact, waiting for the device, and started over."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the rest of the run depends on, live: whoever keeps it copies it."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a copy of `state_dict`."""
 
 
 class Stage:
-    """Consecutive blocks, trained together: `forward` returns the packet to hand on, `update` learns from it.
+    """Consecutive blocks, trained together.
 
-    The worker sends between the two calls. Where nobody waits for the packet, `step` goes segment by segment and holds
-    one segment's activations only; both orders give the same bits.
+    `step` goes segment by segment and holds one segment's activations only. What a gradient does, by loss:
+
+                          update(gradient)                   returns
+        local losses      None                               None: nothing passes a segment's border
+        glob, glob+X      None in the last stage, else of    with respect to what was received; None in the first
+                          what was handed on
     """
 
-    def __init__(self, index: int, blocks: Sequence[LocalBlock], config: TrainConfig, *, last: bool) -> None:
-        self.index, self.blocks, self.config, self.last = index, tuple(blocks), config, last
+    def __init__(
+        self,
+        index: int,
+        blocks: Sequence[LocalBlock],
+        config: TrainConfig,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+    ) -> None:
+        self.index, self.blocks, self.config = index, tuple(blocks), config
         self.numerics = self.blocks[0].numerics
-        self.wire = self.numerics.dtype if last else self.numerics.wire(config.wire)
+        self.device = self.numerics.device
+        self.takes, self.gives = (labelled(TensorSpec(shape, self.numerics.dtype)) for shape in (inputs, outputs))
         self._labels = torch.empty(0, dtype=torch.int64)
         self._training = True
         self._epoch = 0
 
     def forward(self, packet: Packet) -> Packet:
-        """Activations of a training batch, from the weights before this step's update."""
         x = self._enter(packet, training=True)
         for block in self.blocks:
-            x = block.forward(x, packet.step)
-        return packet.with_activation(self._leave(x))
+            x = block.forward(x, packet.at.step)
+        return packet.with_x(x)
 
     def update(self, gradient: Tensor | None = None) -> Tensor | None:
-        """Local losses, backward and optimizer steps for the batch of the last `forward`.
-
-        Args:
-            gradient: of the later stages' loss with respect to the packet handed on; global training only.
-
-        Returns:
-            The gradient with respect to the packet received, in global training, else None.
-        """
         if gradient is not None:
             gradient = canonical(gradient.to(self.numerics.dtype), self.numerics.channels_last)
         for block in reversed(self.blocks):
             gradient = block.update(self._labels, gradient)
-        return None if gradient is None else gradient.to(self.numerics.wire(self.config.wire))
+        return gradient
 
     def step(self, packet: Packet) -> Packet:
-        """`forward` and `update` in one, segment by segment."""
         x = self._enter(packet, training=True)
         segment: list[LocalBlock] = []
         for block in self.blocks:
-            x = block.forward(x, packet.step)
+            x = block.forward(x, packet.at.step)
             segment.append(block)
             if not block.gradient_in:
                 gradient: Tensor | None = None
                 while segment:
                     gradient = segment.pop().update(self._labels, gradient)
-        return packet.with_activation(self._leave(x))
+        return packet.with_x(x)
 
     def evaluate(self, packet: Packet) -> Packet:
-        """Activations of a batch in evaluation mode; counts the errors of every classifier."""
         x = self._enter(packet, training=False)
         for block in self.blocks:
             x = block.evaluate(x, self._labels)
-        return packet.with_activation(self._leave(x))
+        return packet.with_x(x)
 
     def _enter(self, packet: Packet, *, training: bool) -> Tensor:
         """Set mode and learning rate if they change, and bring the activation into the stage's format."""
-        assert packet.activation is not None and packet.labels is not None
         if training != self._training:
             self._training = training
             for block in self.blocks:
                 block.train(training)
-        if training and packet.epoch != self._epoch:
-            self._epoch = packet.epoch
+        if training and packet.at.epoch != self._epoch:
+            self._epoch = packet.at.epoch
             for block in self.blocks:
-                block.set_learning_rate(self.config.learning_rate(packet.epoch))
-        device = self.numerics.device
-        self._labels = packet.labels.to(device, non_blocking=True)
-        x = packet.activation.to(device, self.numerics.dtype, non_blocking=True)
+                block.set_learning_rate(self.config.learning_rate(self._epoch))
+        self._labels = packet.labels.to(self.device, non_blocking=True)
+        x = packet.x.to(self.device, self.numerics.dtype, non_blocking=True)
         return canonical(x, self.numerics.channels_last)
 
-    def _leave(self, x: Tensor) -> Tensor:
-        """Round to the wire's number format; a no-op where it is the activation's own."""
-        return x.to(self.wire)
+    def scores(self, *, reset: bool) -> tuple[Scores, Scores]:
+        return tuple(b.train_meter.read(b.index, reset=reset) for b in self.blocks), tuple(
+            b.test_meter.read(b.index, reset=reset) for b in self.blocks
+        )
 
-    def inference_state(self) -> dict[str, Tensor]:
-        """Weights and batch-norm statistics of the stage's blocks."""
-        return {name: tensor for block in self.blocks for name, tensor in block.inference_state().items()}
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: tensor for block in self.blocks for name, tensor in block.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for block in self.blocks:
+            block.load_state_dict(state)
 
 
 def build_stage(
@@ -126,15 +170,8 @@ def build_stage(
     for i in own:
         output = i == len(network) - 1
         loss = create_loss(config, i, shapes[i].features, classes, output=output, segment_end=i in lasts)
+        block = build_block(network[i], config.seed, i)
         blocks.append(
-            LocalBlock(
-                i,
-                build_block(network[i], config.seed, i),
-                loss,
-                config,
-                numerics,
-                gradient_in=i not in lasts,
-                gradient_out=i not in firsts,
-            )
+            LocalBlock(i, block, loss, config, numerics, gradient_in=i not in lasts, gradient_out=i not in firsts)
         )
-    return Stage(index, blocks, config, last=index == len(split) - 1)
+    return Stage(index, blocks, config, shapes[own[0]].inputs, shapes[own[-1]].outputs)

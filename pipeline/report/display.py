@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -35,11 +34,14 @@ from pipeline.report.render import (
 )
 from pipeline.transport.messages import StageStatus
 
-__all__ = ["Display", "LiveDisplay", "NullDisplay", "PlainDisplay", "create_display"]
+__all__ = ["Display", "LiveDisplay", "PlainDisplay", "create_display"]
 
 
-class Display(Protocol):
-    """Shows a run; process 0 has one. `status`, `epoch` and `note` may come from another thread than the rest."""
+class Display:
+    """Shows a run; process 0 has one. `status`, `epoch` and `note` may come from another thread than the rest.
+
+    This one shows nothing.
+    """
 
     def start(self, plan: RunPlan) -> None:
         """The layout, before training."""
@@ -69,29 +71,7 @@ def create_display(quiet: bool, console: Console | None = None) -> Display:
     return LiveDisplay(console) if terminal and able and not quiet else PlainDisplay(console)
 
 
-class NullDisplay:
-    """Shows nothing."""
-
-    def start(self, plan: RunPlan) -> None:
-        """Nothing."""
-
-    def status(self, stages: Sequence[StageStatus]) -> None:
-        """Nothing."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class PlainDisplay:
+class PlainDisplay(Display):
     """Plain lines, one per epoch; our own text in them is ASCII, so that any pipe or file takes it."""
 
     def __init__(self, console: Console) -> None:
@@ -111,9 +91,6 @@ class PlainDisplay:
             )
         for note in plan.notes:
             self.note(note)
-
-    def status(self, stages: Sequence[StageStatus]) -> None:
-        """Nothing: plain output has a line per epoch."""
 
     def epoch(self, record: EpochRecord) -> None:
         """One line."""
@@ -138,14 +115,11 @@ class PlainDisplay:
         for label, text in closing(summary, folder):
             self._line(f"{label}: {text}")
 
-    def close(self) -> None:
-        """Nothing to give back."""
-
     def _line(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """Tables and a bar that follow the run in a terminal.
 
     Args:
@@ -160,7 +134,7 @@ class LiveDisplay:
         self._live: Live | None = None
         self._shown: Sequence[StageStatus] = ()
         self._last: EpochRecord | None = None
-        self._lock = threading.Lock()  # the monitor's thread shows while the main thread closes
+        self._lock = threading.Lock()  # the gatherer's thread shows while the main thread closes
 
     def start(self, plan: RunPlan) -> None:
         """The table of stages; the live view begins."""

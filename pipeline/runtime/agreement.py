@@ -13,8 +13,10 @@ from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
 from pipeline.transport.control import Control
+from pipeline.transport.messages import Topic
 
 __all__ = [
+    "SIZES",
     "Layout",
     "NetworkFactory",
     "Sizes",
@@ -22,7 +24,6 @@ __all__ = [
     "check_same_configuration",
     "count_segments",
     "decide_split",
-    "share_sizes",
 ]
 
 NetworkFactory = Callable[[tuple[int, ...], int], Network]
@@ -43,6 +44,11 @@ class Sizes:
         return min(self.train_samples, self.steps_per_epoch * batch_size)
 
 
+SIZES = Topic("sizes", Sizes)
+_CONFIGURATION = Topic("configuration", dict)
+_SPLIT = Topic("split", list)
+
+
 @dataclass(frozen=True)
 class Layout:
     """A network, not built, and how its blocks are spread over the stages."""
@@ -58,23 +64,13 @@ class Layout:
 def check_same_configuration(control: Control, config: TrainConfig) -> None:
     """Raise ConfigError unless this process was started with the same configuration as process 0."""
     mine: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    if control.rank == 0:
-        control.publish("train config", mine)
-    theirs = control.read("train config", 0)
+    theirs = _CONFIGURATION.share(control, mine if control.rank == 0 else None)
     for name, value in mine.items():
         if theirs[name] != value:
             raise ConfigError(
                 f"process {control.rank} has {name} = {value!r}, but process 0 has {theirs[name]!r}; "
                 "start all processes with the same flags"
             )
-
-
-def share_sizes(control: Control, mine: Sizes | None) -> Sizes:
-    """Process 0's sizes, in every process."""
-    if mine is not None:
-        control.publish("sizes", asdict(mine))
-    told = control.read("sizes", 0)
-    return Sizes(**(told | {"shape": tuple(told["shape"])}))
 
 
 def agree_on_layout(
@@ -87,10 +83,11 @@ def agree_on_layout(
         DataError: an output layer with fewer scores than the data has classes.
     """
     network, shapes, config = control.together("network", lambda: _describe(control, config, factory, sizes))
+    decided = None
     if control.rank == 0:
         split, costs, _ = decide_split(config, network, shapes, sizes.classes, control.world_size, numerics)
-        control.publish("split", [split, costs])
-    split, costs = control.read("split", 0)
+        decided = [list(split), costs]
+    split, costs = _SPLIT.share(control, decided)
     return Layout(network, shapes, sizes.classes, config.segments, tuple(split), costs)
 
 

@@ -1,94 +1,86 @@
-"""Connects a stage to its neighbours: the agreement on what travels, then the queues."""
+"""Connects a process to its neighbours: the agreement on what travels, then the queues."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Protocol
 
 from pipeline.config.schema import TrainConfig
-from pipeline.learning.packet import Packet
-from pipeline.learning.stage import Stage
-from pipeline.network.spec import BlockShape
-from pipeline.runtime.worker import Ends
-from pipeline.runtime.world import LinkFactory
+from pipeline.learning.stage import Trainable
+from pipeline.runtime.policy import Ports
+from pipeline.runtime.topology import Topology
 from pipeline.spans import Recorder
 from pipeline.transport.control import Control
 from pipeline.transport.links import Link
-from pipeline.transport.queues import ReceiveQueue, SendQueue
-from pipeline.transport.wire import Contract, agree
+from pipeline.transport.queues import Channel, ReceiveQueue, SendQueue
+from pipeline.transport.wire import Contract, agree, codec_for
 
-__all__ = ["connect_stage"]
+__all__ = ["Links", "connect"]
 
 
-def connect_stage(
-    stage: Stage,
-    shapes: Sequence[BlockShape],
-    links: LinkFactory,
-    control: Control,
+class Links(Protocol):
+    """Makes this process's ends of its links."""
+
+    def link(self, source: int, target: int) -> Link:
+        """One end of the one-way link between two processes; the other one makes its own at the same time."""
+
+
+def connect(
+    stages: Sequence[Trainable],
+    topology: Topology,
     config: TrainConfig,
+    control: Control,
+    links: Links,
     recorder: Recorder,
-    source: Callable[[], Packet] | None,
-) -> Ends:
-    """The ends of one stage in a run of several processes; every process calls it once.
+) -> Ports:
+    """The ports of a process. Its queues are made with its neighbours, and by nobody else.
 
     Args:
-        stage: of this process; its index is the process's rank.
-        shapes: of every block of the network.
-        links: makes the transport.
+        stages: of this process.
+        topology: who the neighbours are.
+        config: queue depth, batch size, number format of the wire, and whether gradients are sent back.
         control: to agree with the neighbours and to notice their death.
-        config: queue depth, loss, number formats.
+        links: makes the transport.
         recorder: takes the spans of the transfers.
-        source: where the first stage's packets come from; None in the others.
 
     Raises:
-        ConfigError: a neighbour promises something else than this stage expects.
+        ConfigError: a neighbour promises something else than this process expects.
     """
-    rank, last = control.rank, control.world_size - 1
-    inputs = _contract(stage, shapes[stage.blocks[0].index].inputs)
-    outputs = _contract(stage, shapes[stage.blocks[-1].index].outputs)
-    control.together("contract", lambda: _agree(control, inputs, outputs))
-    queue = _Queues(config, control, recorder, stage)
-    sink: SendQueue | None = None
-    received: ReceiveQueue | None = None
-    gradient_sink: SendQueue | None = None
-    gradient_source: ReceiveQueue | None = None
-    for edge in range(last):
-        forward = links.edge(edge, edge + 1)
-        backward = links.edge(edge + 1, edge) if config.backpropagates else None
-        if rank == edge:
-            sink = queue.send(forward, outputs, edge + 1)
-            gradient_source = queue.receive(backward, outputs, edge + 1)
-        elif rank == edge + 1:
-            received = queue.receive(forward, inputs, edge)
-            gradient_sink = queue.send(backward, inputs, edge)
-    if source is None:
-        assert received is not None
-        source = received.get
-    return Ends(source, sink, gradient_source, gradient_sink)
+    rank, device = control.rank, stages[0].device
+    before, after = topology.neighbours(rank)
+    codec = codec_for(config.wire, stages[0].takes["x"].dtype)
+    takes = Contract(codec.wire(stages[0].takes), config.batch_size)
+    gives = Contract(codec.wire(stages[-1].gives), config.batch_size)
+    control.together("contract", lambda: _agree(control, before, stages[0].index, takes, gives))
+    with ExitStack() as undo:
+
+        def channel(peer: int, contract: Contract, *, out: bool) -> Channel:
+            link = links.link(rank, peer) if out else links.link(peer, rank)
+            undo.callback(link.end)
+            stage = stages[-1 if peer == after else 0].index
+            return Channel(link, contract, codec, config.queue_depth, control, peer, recorder, stage)
+
+        inbox = outbox = gradient_inbox = gradient_outbox = None
+        # Two neighbours meet once for each link; in every process those with the one before come first.
+        if before is not None:
+            inbox = ReceiveQueue(channel(before, takes, out=False), device)
+            if config.backpropagates:
+                gradient_outbox = SendQueue(channel(before, _gradients(takes), out=True))
+        if after is not None:
+            outbox = SendQueue(channel(after, gives, out=True))
+            if config.backpropagates:
+                gradient_inbox = ReceiveQueue(channel(after, _gradients(gives), out=False), device)
+        undo.pop_all()
+        return Ports(codec, inbox, outbox, gradient_inbox, gradient_outbox)
 
 
-def _contract(stage: Stage, shape: tuple[int, ...]) -> Contract:
-    return Contract(shape, stage.numerics.wire(stage.config.wire), stage.config.batch_size)
+def _gradients(contract: Contract) -> Contract:
+    """What comes back for what a contract sends."""
+    return Contract({"x": contract.signature["x"]}, contract.batch)
 
 
-def _agree(control: Control, inputs: Contract, outputs: Contract) -> None:
-    control.publish(f"contract/{control.rank}", outputs.describe())
-    if control.rank > 0:
-        agree(control.rank - 1, control.read(f"contract/{control.rank - 1}", control.rank - 1), inputs)
-
-
-class _Queues:
-    """Makes the queues of one stage; a missing link gives none."""
-
-    def __init__(self, config: TrainConfig, control: Control, recorder: Recorder, stage: Stage) -> None:
-        self.depth, self.control, self.recorder, self.stage = config.queue_depth, control, recorder, stage
-
-    def send(self, link: Link | None, contract: Contract, peer: int) -> SendQueue | None:
-        if link is None:
-            return None
-        return SendQueue(link, contract, self.depth, self.control, peer, self.recorder, self.stage.index)
-
-    def receive(self, link: Link | None, contract: Contract, peer: int) -> ReceiveQueue | None:
-        if link is None:
-            return None
-        device = self.stage.numerics.device
-        return ReceiveQueue(link, contract, self.depth, self.control, peer, self.recorder, self.stage.index, device)
+def _agree(control: Control, before: int | None, stage: int, takes: Contract, gives: Contract) -> None:
+    control.publish(f"contract/{control.rank}", gives.describe())
+    if before is not None:
+        agree(stage - 1, control.read(f"contract/{before}", before), takes)

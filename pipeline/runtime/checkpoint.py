@@ -6,15 +6,17 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.learning.balance import members
 from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.stage import Stage
-from pipeline.transport.control import Control
+from pipeline.runtime.topology import Topology
+from pipeline.transport.links import Bulk
+from pipeline.transport.messages import Topic
 
 __all__ = ["Digest", "FinalState", "collect_state", "digest"]
+
+_STATE = Topic("state", list)
 
 
 class Digest:
@@ -56,53 +58,37 @@ class FinalState:
         return digest(self.weights)
 
 
-def collect_state(stages: Sequence[Stage], split: Sequence[int], control: Control) -> FinalState:
+def collect_state(stages: Sequence[Stage], topology: Topology, bulk: Bulk) -> FinalState:
     """Bring all blocks to process 0, one block at a time: digest everything, keep the inference weights.
 
     Blocks go by their names' sort order ("1." before "10." before "2."), so that one pass makes the digest.
     """
     mine = {block.index: block for stage in stages for block in stage.blocks}
-    alone = control.world_size == 1
-    owners = {i: 0 if alone else rank for rank, blocks in enumerate(members(split)) for i in blocks}
     result, everything = FinalState(), Digest()
-    for index in sorted(owners, key=lambda i: f"{i}."):
-        if owners[index] == control.rank:
-            _publish(mine[index], control)
-        if control.rank == 0:
-            for name, tensor, inference in _receive(index, owners[index], mine.get(index), control):
+    for index, owner in sorted(topology.owners().items(), key=lambda entry: f"{entry[0]}."):
+        if bulk.control.rank == 0:
+            for name, tensor, inference in _parts(mine[index]) if index in mine else _receive(index, owner, bulk):
                 everything.add(name, tensor)
                 if inference:
                     result.weights[name] = tensor
+        elif index in mine:
+            parts = _parts(mine[index])
+            described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), kept] for name, x, kept in parts]
+            _STATE.publish(bulk.control, index, described)
+            bulk.send(0, [tensor for _, tensor, _ in parts])
     result.state_sha256 = everything.hex()
     return result
 
 
-def _publish(block: LocalBlock, control: Control) -> None:
-    """Send a block's state to process 0, its description first."""
-    if control.rank == 0:
-        return
-    tensors = _tensors(block)
-    described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), kept] for name, x, kept in tensors]
-    control.publish(f"state/{block.index}", described)
-    control.read(f"collect/{block.index}", 0)  # process 0 may still wait for a slower stage
-    for _, tensor, _ in tensors:
-        dist.send(tensor, 0)
+def _receive(index: int, owner: int, bulk: Bulk) -> list[tuple[str, Tensor, bool]]:
+    """A block of another process, as `_parts`."""
+    described = _STATE.read(bulk.control, index, owner)
+    parts = [(name, torch.empty(shape, dtype=getattr(torch, dtype)), kept) for name, dtype, shape, kept in described]
+    bulk.receive(owner, [tensor for _, tensor, _ in parts])
+    return parts
 
 
-def _receive(index: int, owner: int, own: LocalBlock | None, control: Control) -> list[tuple[str, Tensor, bool]]:
+def _parts(block: LocalBlock) -> list[tuple[str, Tensor, bool]]:
     """A block's state in sorted order: name, CPU tensor, whether it belongs to the inference network."""
-    if own is not None:
-        return _tensors(own)
-    control.publish(f"collect/{index}", True)
-    received = []
-    for name, dtype, shape, inference in control.read(f"state/{index}", owner):
-        tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-        dist.recv(tensor, owner)
-        received.append((name, tensor, inference))
-    return received
-
-
-def _tensors(block: LocalBlock) -> list[tuple[str, Tensor, bool]]:
-    """What `_receive` returns, of a block of this process."""
     state, inference = block.full_state(), block.inference_state()
     return [(name, state[name].detach().to("cpu").contiguous(), name in inference) for name in sorted(state)]

@@ -1,7 +1,8 @@
-"""The processes of a run: how they find each other, their devices and threads, the links between neighbours."""
+"""The processes of a run: how they find each other, their devices and threads, the transport between them."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +11,22 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+from torch.distributed.distributed_c10d import Store, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.config.environment import Environment, environment
 from pipeline.config.schema import TrainConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StageFailure, first_line
 from pipeline.runtime.allocator import keep_freed_memory
+from pipeline.runtime.topology import describe
 from pipeline.transport.control import Control
-from pipeline.transport.links import GlooLink, Link, NcclLink, PinnedLink
+from pipeline.transport.links import Bulk, LinkFactory, Transport
+from pipeline.transport.messages import Topic
 
-__all__ = ["LinkFactory", "World", "connect", "default_threads", "reproducible"]
+__all__ = ["World", "connect", "default_threads", "reproducible"]
 
-# gloo and nccl end a transfer by themselves after this; a lost peer is noticed long before, by its heartbeat.
-_TRANSFER_LIMIT = timedelta(days=1)
+_DEVICES = Topic("device", list)
+_LEFT = Topic("left", list)
 
 
 def default_threads(local_world_size: int) -> int:
@@ -41,7 +45,8 @@ class World:
 
     def __init__(self, where: Environment, config: TrainConfig, store: Store) -> None:
         self.rank, self.size = where.rank, where.world_size
-        self.control = Control(store, where.rank, where.world_size, config.timeout)
+        self.control = Control(store, where.rank, where.world_size, config.timeout, describe)
+        self.bulk = Bulk(self.control)
         self.threads = config.threads or default_threads(where.local_world_size)
         self._where = where
 
@@ -59,87 +64,65 @@ class World:
 
     def links(self, device: torch.device) -> LinkFactory:
         """Agree with all processes on the transport; raises ConfigError in all if only some have a GPU."""
-        return self.control.together("transport", lambda: self._choose_transport(device))
+        transport = self.control.together("transport", lambda: self._choose_transport(device))
+        return LinkFactory(self.control, transport, device)
 
-    def _choose_transport(self, device: torch.device) -> LinkFactory:
-        host = os.uname().nodename
-        self.control.publish(f"device/{self.rank}", [host, str(device)])
-        places = [tuple(self.control.read(f"device/{rank}", rank)) for rank in range(self.size)]
-        on_gpus = all(place[1] != "cpu" for place in places)
+    def _choose_transport(self, device: torch.device) -> Transport:
+        _DEVICES.publish(self.control, self.rank, [os.uname().nodename, str(device)])
+        places = [tuple(place) for place in _DEVICES.gather(self.control, range(self.size))]
         if len({place[1] == "cpu" for place in places}) > 1:
             raise ConfigError("some processes have a GPU and some have none; give --device cpu, or GPUs everywhere")
-        return LinkFactory(self, device, on_gpus, distinct=len(set(places)) == len(places))
+        if self.size == 1:
+            return Transport.IN_PROCESS
+        if device.type == "cpu":
+            return Transport.GLOO
+        distinct = len(set(places)) == len(places)
+        return Transport.NCCL if distinct and dist.is_nccl_available() else Transport.PINNED
 
-
-class LinkFactory:
-    """Makes the links between neighbours; every process calls `edge` for every edge in the same order."""
-
-    def __init__(self, world: World, device: torch.device, on_gpus: bool, *, distinct: bool) -> None:
-        self._world, self._device = world, device
-        self.on_gpus = on_gpus
-        self._nccl = on_gpus and distinct and dist.is_nccl_available()
-        self._pinned = on_gpus and not self._nccl
-        self._groups: list[dist.ProcessGroup] = []
-
-    @property
-    def transport(self) -> str:
-        """In words, for the start of the run."""
-        if self._world.size == 1:
-            return "in process"
-        if self._nccl:
-            return "nccl"
-        return "gloo through pinned host memory" if self._pinned else "gloo"
-
-    @property
-    def note(self) -> str | None:
-        """A line for the user where the transport is not the fastest one."""
-        if not self._pinned:
-            return None
-        return (
-            f"{self._world.size} processes share GPUs, which nccl refuses: activations travel through gloo and pinned "
-            "host memory"
-        )
-
-    def edge(self, source: int, target: int) -> Link | None:
-        """This process's end of a one-way link, or None if it has no end of it."""
-        headers = self._group("gloo", source, target)
-        payloads = self._group("nccl", source, target) if self._nccl else None
-        if headers is None:
-            return None
-        peer = target if self._world.rank == source else source
-        if payloads is not None:
-            return NcclLink(headers, payloads, peer, self._device)
-        return PinnedLink(headers, peer, self._device) if self._pinned else GlooLink(headers, peer)
-
-    def _group(self, backend: str, source: int, target: int) -> dist.ProcessGroup | None:
-        """A group of the two; every process has to call this, and gets None if it is neither of them."""
-        group = dist.new_group(sorted((source, target)), timeout=_TRANSFER_LIMIT, backend=backend)
-        if not isinstance(group, dist.ProcessGroup):
-            return None
-        self._groups.append(group)
-        return group
-
-    def close(self) -> None:
-        """Give the groups back after a run that ended well; after a failure they may hang, and are left."""
-        for group in self._groups:
-            dist.destroy_process_group(group)
-        self._groups.clear()
+    def close(self, *, ended_well: bool) -> None:
+        """Leave the run; process 0 leaves last, as its process may host the store."""
+        if ended_well and self.size > 1:
+            _LEFT.publish(self.control, self.rank, [])
+            if self.rank == 0:
+                _LEFT.gather(self.control, range(self.size))
+        self.bulk.close()
+        self.control.close()
 
 
 def connect(config: TrainConfig) -> World:
     """Meet the other processes of this run; in one process there is nobody to meet.
 
-    A process may train several times: each run gets keys of its own in the store that the processes share.
+    Raises StageFailure if they cannot be reached, or do not come.
     """
     where = environment()
     if where.world_size == 1:
         return World(where, config, HashStore())
-    if not dist.is_initialized():
-        limit = timedelta(seconds=max(60.0, 2 * config.timeout))
-        dist.init_process_group("gloo", timeout=limit)
-    store = _get_default_store()  # no public name for the store behind the default group
-    run = store.add(f"runs of process {where.rank}", 1)
-    return World(where, config, PrefixStore(f"run{run}", store))
+    limit_s = max(60.0, 2 * config.timeout)
+    world = World(where, config, _shared_store(where, timedelta(seconds=limit_s)))
+    world.control.meet(limit_s)
+    return world
+
+
+def _shared_store(where: Environment, limit: timedelta) -> Store:
+    """The caller's, if it has a process group; else torchrun's, which ends with the run; else one that process 0 hosts
+    as long as it lives."""
+    if dist.is_initialized():
+        return _get_default_store()  # no public name for the store behind the default group
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return (_meet if hosted else _meet_once)(where.rank, where.world_size, limit)
+
+
+def _meet(rank: int, world_size: int, limit: timedelta) -> Store:
+    try:
+        store: Store = next(rendezvous("env://", rank, world_size, timeout=limit))[0]
+        return store
+    except (RuntimeError, ValueError) as error:
+        raise StageFailure(
+            f"{describe(rank)} cannot meet the others ({first_line(error)}); start all of them with torchrun"
+        ) from error
+
+
+_meet_once = functools.cache(_meet)
 
 
 @contextmanager

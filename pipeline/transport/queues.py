@@ -5,6 +5,10 @@
 
 A packet holds a slot from `put` until the stage behind takes it with `get`. Sending starts inside `put`; a thread on
 either side waits for the transfers, so that the next packet arrives and the last one leaves while the stage computes.
+
+The receiving end fills R + 1 buffers in rotation (one more on a GPU, whose host runs a step ahead of it):
+
+    free ──> being received ──> arrived ──> held by the stage until its next get ──> free
 """
 
 from __future__ import annotations
@@ -12,19 +16,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError, first_line
-from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.packet import Kind, Packet, TensorSpec
 from pipeline.spans import Recorder
 from pipeline.transport.control import Control, Watch
 from pipeline.transport.links import Link, Transfer, rows
-from pipeline.transport.wire import Contract, decode_header, encode_header, header_length
+from pipeline.transport.wire import Codec, Contract, decode_header, encode_header
 
-__all__ = ["ReceiveQueue", "SendQueue", "slots"]
+__all__ = ["Channel", "ReceiveQueue", "SendQueue", "slots"]
 
 _POLL_S = 0.25  # how often a waiting stage looks after its peer; a packet wakes it at once
 
@@ -34,92 +39,138 @@ def slots(depth: int) -> tuple[int, int]:
     return depth - depth // 2, depth // 2
 
 
-class _Queue:
-    """What both ends share: a condition, and the failure of the thread behind it."""
+@dataclass(frozen=True)
+class Channel:
+    """What both ends of a queue are told.
 
-    def __init__(self, control: Control, peer: int, recorder: Recorder, stage: int) -> None:
-        self.control, self.peer, self.recorder, self.stage = control, peer, recorder, stage
+    Attributes:
+        link: between the two processes.
+        contract: what travels, as agreed on at start.
+        codec: how it looks on the way.
+        depth: `--queue-depth`.
+        control, peer: to notice the death of the process at the other end.
+        recorder, stage: takes the spans of the transfers, as this stage's.
+    """
+
+    link: Link
+    contract: Contract
+    codec: Codec
+    depth: int
+    control: Control
+    peer: int
+    recorder: Recorder
+    stage: int
+
+
+class _Queue:
+    """What both ends share: a condition, and a thread that waits for transfers until it is done, ended, or fails."""
+
+    def __init__(self, channel: Channel, name: str) -> None:
+        self.channel = channel
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
+        self._ended = self._done = self._moving = False
+        peer = channel.control.describe(channel.peer)
+        self._thread = threading.Thread(target=self._guarded, name=f"{name} {peer}", daemon=True)
 
-    def _start(self, target: Callable[[], None], name: str) -> threading.Thread:
-        def guarded() -> None:
-            try:
-                target()
-            except BaseException as error:  # handed to the stage, which waits for this queue
-                with self._changed:
-                    self._broken = error
-                    self._changed.notify_all()
+    def _guarded(self) -> None:
+        broken: BaseException | None = None
+        try:
+            self._transfer()
+        except BaseException as error:  # handed to the stage, which waits for this queue
+            broken = error.with_traceback(None)  # which would keep the tensors and the group of the transfer
+        with self._changed:
+            self._broken, self._done = broken, broken is None
+            self._changed.notify_all()
 
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        thread.start()
-        return thread
+    def _transfer(self) -> None:
+        raise NotImplementedError
 
     def _span(self, lane: str, packet: Packet, start_ns: int) -> None:
-        duration = time.monotonic_ns() - start_ns
-        self.recorder.add(self.stage, lane, lane, packet.step, start_ns, duration, packet.kind.name.lower())
+        duration, kind = time.monotonic_ns() - start_ns, packet.kind.name.lower()
+        self.channel.recorder.add(self.channel.stage, lane, lane, packet.at.step, start_ns, duration, kind)
+
+    def _sleep_until(self, ready: Callable[[], bool]) -> bool:
+        """For the thread, holding the condition: whether it is ready, not ended."""
+        while not self._ended and not ready():
+            self._changed.wait(_POLL_S)
+        return not self._ended
 
     def _wait_until(self, ready: Callable[[], bool]) -> None:
-        """Wait, holding the condition; raises if the thread failed or the peer is lost."""
+        """For the stage, holding the condition; raises if the thread failed or the peer is lost."""
+        control, peer = self.channel.control, self.channel.peer
         if not ready() and self._broken is None:
-            watch = Watch(self.control, self.peer)
-            while not ready() and self._broken is None:
+            watch = Watch(control, peer)
+            while not (ready() or self._broken or self._ended):
+                control.waits_for = None if self._moving else peer
                 self._changed.wait(_POLL_S)
                 watch.check()
+            control.waits_for = None
+        if self._ended:
+            raise control.fail(f"{control.describe(control.rank)} was aborted")
         if not ready():
             assert self._broken is not None
             if isinstance(self._broken, PipelineError):
-                raise self.control.fail(str(self._broken)) from self._broken
-            raise self.control.lost(self.peer, first_line(self._broken))
+                raise control.fail(str(self._broken)) from self._broken
+            raise control.lost(peer, first_line(self._broken))
+
+    def close(self) -> None:
+        """Wait until the last packet has gone through, and give the link back."""
+        with self._changed:
+            self._wait_until(lambda: self._done)
+        self._thread.join()
+        self.channel.link.close()
+
+    def end(self) -> None:
+        """Wake the thread, and let transfers fail; from any thread."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self.channel.link.end()
+
+    def release(self) -> None:
+        """After `end`: give thread and link back. A transfer that was half done takes until `--timeout`."""
+        self._thread.join(self.channel.control.timeout_s + 1.0)
+        self.channel.link.close()
 
 
 class SendQueue(_Queue):
-    """The sending end.
+    """The sending end."""
 
-    Args:
-        link: to the stage that receives.
-        contract: what was agreed on at start.
-        depth: `--queue-depth`.
-        control, peer: to notice the other end's death.
-        recorder: takes the spans of the transfers.
-    """
-
-    def __init__(
-        self, link: Link, contract: Contract, depth: int, control: Control, peer: int, recorder: Recorder, stage: int
-    ) -> None:
-        super().__init__(control, peer, recorder, stage)
-        self.link = link
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel, "send to")
         self.bytes_sent = 0
-        self._length = header_length(contract.batch)
-        self._free = slots(depth)[0]
+        self._free = slots(channel.depth)[0]
         self._sent = 0
         self._under_way: deque[tuple[Transfer, Packet, int]] = deque()  # what waits, for which packet, since when
-        self._thread = self._start(self._finish, f"send to stage {peer}")
+        self._riders = channel.contract.riders
+        self._thread.start()
 
     def put(self, packet: Packet) -> None:
         """Start sending a packet; waits for a free slot first. Raises StageFailure if the receiver is lost."""
         with self._changed:
             self._wait_until(lambda: self._free > 0)
             self._free -= 1
-        header = encode_header(packet, self._sent, self._length)
+        channel = self.channel
+        header = encode_header(packet, self._sent, channel.contract)
+        payloads = [x for name, x in channel.codec.encode(packet.tensors).items() if name not in self._riders]
         self._sent += 1
         start = time.monotonic_ns()
         try:
-            transfer = self.link.send(header, packet.activation)
+            transfer = channel.link.send(header, payloads)
         except RuntimeError as error:  # the connection broke since the last packet
-            raise self.control.lost(self.peer, first_line(error)) from error
-        if packet.activation is not None:
-            self.bytes_sent += packet.activation.nbytes
+            raise channel.control.lost(channel.peer, first_line(error)) from None
+        self.bytes_sent += sum(x.nbytes for x in payloads)
         with self._changed:
-            self._under_way.append((transfer, packet, start))
+            self._under_way.append((transfer, replace(packet, tensors={}), start))
             self._changed.notify_all()
 
-    def _finish(self) -> None:
+    def _transfer(self) -> None:
         kind = Kind.TRAIN
         while kind is not Kind.STOP:
             with self._changed:
-                while not self._under_way:
-                    self._changed.wait(_POLL_S)
+                if not self._sleep_until(lambda: bool(self._under_way)):
+                    return
                 transfer, packet, start = self._under_way.popleft()
             kind = packet.kind
             transfer()
@@ -128,40 +179,26 @@ class SendQueue(_Queue):
                 self._free += 1
                 self._changed.notify_all()
 
-    def close(self, timeout_s: float) -> None:
-        """Wait until the stop packet has been taken."""
-        self._thread.join(timeout_s)
-
 
 class ReceiveQueue(_Queue):
-    """The receiving end; arguments as for SendQueue, `device` is where activations are wanted.
+    """The receiving end; `device` is where activations are wanted.
 
     A packet's activation belongs to the caller until the next `get`: then its memory is filled again.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        contract: Contract,
-        depth: int,
-        control: Control,
-        peer: int,
-        recorder: Recorder,
-        stage: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(control, peer, recorder, stage)
-        self.link = link
-        self._header = torch.empty(header_length(contract.batch), dtype=torch.int64)
-        self._ahead = slots(depth)[1]
+    def __init__(self, channel: Channel, device: torch.device) -> None:
+        super().__init__(channel, "receive from")
+        contract = channel.contract
+        self._header = torch.empty(contract.header_length, dtype=torch.int64)
+        self._ahead = slots(channel.depth)[1]
         # On a GPU the host may run one step ahead of the device, which still reads the buffer before the last.
         self._keep = 1 if device.type == "cuda" else 0
-        self._buffers = deque(_buffer(contract, device) for _ in range(self._ahead + 1 + self._keep))
-        self._read: deque[tuple[Tensor, object]] = deque()  # given back, perhaps still read by the device
+        self._buffers = deque(_buffers(contract, device) for _ in range(self._ahead + 1 + self._keep))
+        self._read: deque[tuple[Mapping[str, Tensor], object]] = deque()  # given back; the device may still read
         self._permits = self._ahead
-        self._arrived: deque[tuple[Packet, Tensor | None]] = deque()
-        self._held: Tensor | None = None
-        self._start(self._fill, f"receive from stage {peer}")
+        self._arrived: deque[tuple[Packet, Mapping[str, Tensor] | None]] = deque()
+        self._held: Mapping[str, Tensor] | None = None
+        self._thread.start()
 
     def get(self) -> Packet:
         """Take the next packet; waits for it. Raises StageFailure if the sender is lost."""
@@ -175,56 +212,62 @@ class ReceiveQueue(_Queue):
             if self._ahead > 0:
                 self._permits += 1
                 self._changed.notify_all()
-        return packet
+        return replace(packet, tensors=self.channel.codec.decode(packet.tensors))
 
     def _give_back(self) -> None:
-        """Return the held buffer to the ring once the device has read it."""
+        """Return the held buffers to the ring once the device has read them."""
         if self._held is None:
             return
-        self._read.append((self._held, self.link.mark()))
+        self._read.append((self._held, self.channel.link.mark()))
         self._held = None
         while len(self._read) > self._keep:
-            buffer, mark = self._read.popleft()
-            self.link.settle(mark)
+            buffers, mark = self._read.popleft()
+            self.channel.link.settle(mark)
             with self._changed:
-                self._buffers.append(buffer)
+                self._buffers.append(buffers)
                 self._changed.notify_all()
 
-    def _fill(self) -> None:
-        sequence = 0
-        while True:
+    def _transfer(self) -> None:
+        sequence, kind, sender = 0, Kind.TRAIN, self.channel.control.describe(self.channel.peer)
+        while kind is not Kind.STOP:
             with self._changed:
-                while self._permits == 0 or not self._buffers:
-                    self._changed.wait(_POLL_S)
+                if not self._sleep_until(lambda: self._permits > 0 and bool(self._buffers)):
+                    return
                 self._permits -= 1
-                buffer = self._buffers.popleft()
-            self.link.receive_header(self._header)
+                buffers = self._buffers.popleft()
+            self.channel.link.receive_header(self._header)
             start = time.monotonic_ns()
-            packet = decode_header(self._header, sequence, self.peer)
-            sequence += 1
-            taken = self._receive(packet, buffer, start)
+            packet, batch = decode_header(self._header, sequence, sender, self.channel.contract)
+            kind, sequence = packet.kind, sequence + 1
+            if batch:
+                packet = self._receive(packet, {name: x[:batch] for name, x in buffers.items()}, start)
             with self._changed:
-                if taken is packet:
-                    self._buffers.append(buffer)
-                self._arrived.append((taken, None if taken is packet else buffer))
+                if not batch:
+                    self._buffers.append(buffers)
+                self._arrived.append((packet, buffers if batch else None))
                 self._changed.notify_all()
-            if packet.kind is Kind.STOP:
-                return
 
-    def _receive(self, packet: Packet, buffer: Tensor, start: int) -> Packet:
-        """Receive the activation that belongs to a header, if it announces one."""
-        if packet.batch == 0:
-            return packet
-        activation = buffer[: packet.batch]
-        self.link.receive(rows(activation))
+    def _receive(self, packet: Packet, tensors: Mapping[str, Tensor], start: int) -> Packet:
+        """Receive the tensors that a header has announced."""
+        self._moving = True
+        self.channel.link.receive([rows(x) for x in tensors.values()])
+        self._moving = False
         self._span("receive", packet, start)
-        return packet.with_activation(activation)
+        return replace(packet, tensors={**tensors, **packet.tensors})
 
 
-def _buffer(contract: Contract, device: torch.device) -> Tensor:
-    """Memory for one packet's activation in canonical layout."""
-    if len(contract.shape) != 3:
-        return torch.empty((contract.batch, *contract.shape), dtype=contract.dtype, device=device)
-    channels, height, width = contract.shape
-    x = torch.empty((contract.batch, height, width, channels), dtype=contract.dtype, device=device)
-    return x.permute(0, 3, 1, 2)
+def _buffers(contract: Contract, device: torch.device) -> Mapping[str, Tensor]:
+    """Memory for the tensors of one packet that follow its header."""
+    return {
+        name: _buffer(contract.batch, spec, device)
+        for name, spec in contract.signature.items()
+        if name not in contract.riders
+    }
+
+
+def _buffer(batch: int, spec: TensorSpec, device: torch.device) -> Tensor:
+    """In canonical layout."""
+    if len(spec.shape) != 3:
+        return torch.empty((batch, *spec.shape), dtype=spec.dtype, device=device)
+    channels, height, width = spec.shape
+    return torch.empty((batch, height, width, channels), dtype=spec.dtype, device=device).permute(0, 3, 1, 2)

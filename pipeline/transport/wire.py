@@ -1,32 +1,88 @@
-"""What travels between stages, its header, and the start-up agreement on shape and dtype between neighbours."""
+"""What travels between stages: number formats, headers, and the start-up agreement between neighbours."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, StageFailure
-from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.numerics import FORMATS
+from pipeline.learning.packet import Kind, Packet, Position, Signature, TensorSpec
 
-__all__ = ["Contract", "agree", "decode_header", "encode_header", "header_length"]
+__all__ = ["Cast", "Codec", "Contract", "agree", "codec_for", "decode_header", "encode_header"]
 
-_FIELDS = 6  # magic, kind, epoch, step, batch size, sequence number; labels follow
+Tensors = Mapping[str, Tensor]
+
+_FIELDS = 6  # magic, kind, epoch, step, batch size, sequence number; what rides along follows
 _MAGIC = 0x6C6F63616C  # first word of every header, so that a stream out of step is noticed at once
+
+
+class Codec(Protocol):
+    """How tensors look on the wire. Between stages of one process `decode(encode(...))` stands for the wire."""
+
+    def wire(self, signature: Signature) -> Signature:
+        """What `encode` makes of tensors of these kinds."""
+
+    def encode(self, tensors: Tensors) -> Tensors:
+        """As they travel."""
+
+    def decode(self, tensors: Tensors) -> Tensors:
+        """As the stage computes with them; nothing is copied where nothing changes."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Activations and gradients in another number format; lossless and free where the two are the same."""
+
+    inner: torch.dtype
+    outer: torch.dtype
+
+    def wire(self, signature: Signature) -> Signature:
+        return {
+            name: replace(spec, dtype=self.outer) if spec.dtype.is_floating_point else spec
+            for name, spec in signature.items()
+        }
+
+    def encode(self, tensors: Tensors) -> Tensors:
+        return {name: x.to(self.outer) if x.is_floating_point() else x for name, x in tensors.items()}
+
+    def decode(self, tensors: Tensors) -> Tensors:
+        return {name: x.to(self.inner) if x.is_floating_point() else x for name, x in tensors.items()}
+
+
+def codec_for(name: str, inner: torch.dtype) -> Codec:
+    """The codec of a `--wire` value for stages that compute in `inner`."""
+    return Cast(inner, inner if name == "auto" else FORMATS[name])
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What one stage promises to send and the next expects: the shape of one sample's activation, and its dtype."""
+    """What one stage promises to send and the next expects: named tensors of a sample, and the largest batch.
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    batch: int  # largest batch
+    Whole numbers, one of a sample, such as labels, ride in the header; the other tensors follow it in this order.
+    """
+
+    signature: Signature
+    batch: int
+
+    @property
+    def riders(self) -> list[str]:
+        """Names of what rides in the header."""
+        return [name for name, spec in self.signature.items() if spec == TensorSpec((), torch.int64)]
+
+    @property
+    def header_length(self) -> int:
+        """Words of every header."""
+        return _FIELDS + len(self.riders) * self.batch
 
     def describe(self) -> str:
         """As text that compares equal exactly when the contracts are equal."""
-        return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}, batches up to {self.batch}"
+        tensors = ", ".join(f"{name} {spec}" for name, spec in self.signature.items())
+        return f"{tensors}, batches up to {self.batch}"
 
 
 def agree(sender: int, promised: str, expected: Contract) -> None:
@@ -38,30 +94,29 @@ def agree(sender: int, promised: str, expected: Contract) -> None:
         )
 
 
-def header_length(batch: int) -> int:
-    """Words of a header for batches up to `batch`."""
-    return _FIELDS + batch
-
-
-def encode_header(packet: Packet, sequence: int, length: int) -> Tensor:
-    """The header of a packet, int64 [length]: six fields, then the labels."""
-    header = torch.zeros(length, dtype=torch.int64)
-    header[:_FIELDS] = torch.tensor([_MAGIC, packet.kind, packet.epoch, packet.step, packet.batch, sequence])
-    if packet.labels is not None:
-        header[_FIELDS : _FIELDS + packet.batch] = packet.labels
+def encode_header(packet: Packet, sequence: int, contract: Contract) -> Tensor:
+    """The header of a packet, int64 [header_length]: six fields, then what rides along."""
+    header = torch.zeros(contract.header_length, dtype=torch.int64)
+    at, batch = packet.at, packet.batch
+    header[:_FIELDS] = torch.tensor([_MAGIC, packet.kind, at.epoch, at.step, batch, sequence])
+    for place, name in enumerate(contract.riders if batch else ()):
+        header[_FIELDS + place * batch :][:batch] = packet.tensors[name]
     return header
 
 
-def decode_header(header: Tensor, sequence: int, source: int) -> Packet:
-    """The packet of a header, its activation still missing.
+def decode_header(header: Tensor, sequence: int, sender: str, contract: Contract) -> tuple[Packet, int]:
+    """The packet of a header with what rode along, and the batch size of the tensors still to come.
 
-    Raises StageFailure if the header is damaged or not the next one (`sequence`) from stage `source`.
+    Raises StageFailure if the header is damaged or not the next one (`sequence`) from `sender`.
     """
     magic, kind, epoch, step, batch, received = header[:_FIELDS].tolist()
     if magic != _MAGIC or received != sequence:
         raise StageFailure(
-            f"stage {source} sent packet {received} (mark {magic:#x}) where packet {sequence} (mark {_MAGIC:#x}) was "
+            f"{sender} sent packet {received} (mark {magic:#x}) where packet {sequence} (mark {_MAGIC:#x}) was "
             "due; the stages are out of step, start the run anew with one version everywhere"
         )
-    labels = header[_FIELDS : _FIELDS + batch].clone() if batch else None
-    return Packet(Kind(kind), epoch, step, labels=labels)
+    riders = {
+        name: header[_FIELDS + place * batch :][:batch].clone()
+        for place, name in enumerate(contract.riders if batch else ())
+    }
+    return Packet(Kind(kind), Position(epoch, step), riders), batch

@@ -1,0 +1,34 @@
+"""Any failure of one process becomes the same error in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pipeline.errors import PipelineError, first_line
+from pipeline.transport.control import Control, known_to_all, lost_connection
+
+__all__ = ["failures_told"]
+
+
+@contextmanager
+def failures_told(control: Control) -> Iterator[None]:
+    """Tell the other processes of what fails inside, and raise the failure that came first; a bug as it is."""
+    who = control.describe(control.rank)
+    try:
+        yield
+    except PipelineError as error:
+        if not known_to_all(error):  # such as an image that cannot be read, met under way
+            raise control.fail(str(error)) from error
+        raise
+    except OSError as error:  # such as a full disk
+        raise control.fail(f"{who} cannot read or write: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise control.fail(f"{who} ran out of memory: {first_line(error)}") from error
+    except Exception as error:
+        if lost_connection(error):
+            raise control.lost(None, first_line(error)) from error
+        control.fail(f"{who} failed: {type(error).__name__}: {first_line(error)}")
+        raise

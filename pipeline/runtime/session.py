@@ -1,0 +1,134 @@
+"""A run in one process: opened, run from any position, aborted; then another session may be opened.
+
+    with Session(stages, topology, config, control, links) as session:    meet the neighbours, open the queues
+        session.run(feed, start)                                          until the stop packet has gone through
+
+Left well, every queue has given its threads and its link back. Left by an error, or aborted by another thread, it has
+too, and whoever waits for this process knows why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from pipeline.config.schema import TrainConfig
+from pipeline.errors import PipelineError
+from pipeline.learning.packet import Packet, Position
+from pipeline.learning.stage import Trainable
+from pipeline.runtime.channels import Links, connect
+from pipeline.runtime.failures import failures_told
+from pipeline.runtime.policy import Locked, Ports, Source, Unlocked
+from pipeline.runtime.stopwatch import Stopwatch
+from pipeline.runtime.telemetry import Gatherer, Observer, Telemetry
+from pipeline.runtime.topology import Topology
+from pipeline.runtime.worker import Worker
+from pipeline.spans import Recorder
+from pipeline.transport.control import Control
+
+__all__ = ["Session", "Timetable"]
+
+
+class Timetable(Protocol):
+    """What the first stage is fed; `Feed` is the one of training."""
+
+    def packets(self, start: Position) -> Iterator[Packet]:
+        """Everything from a position to the stop packet."""
+
+
+class Session:
+    """One run in one process.
+
+    Args:
+        stages: that this process runs, in order.
+        topology: of all stages.
+        config: how packets travel, and whether the stages take turns.
+        control: to the other processes.
+        links: makes the transport; not used in one process.
+        observer: watches the run; without one nothing is gathered.
+        recorder: takes the spans.
+
+    Attributes:
+        ports: once it is open.
+        watch, telemetry: what has been measured so far.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Trainable],
+        topology: Topology,
+        config: TrainConfig,
+        control: Control,
+        links: Links,
+        observer: Observer | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.stages, self.topology, self.config, self.control = tuple(stages), topology, config, control
+        self.links, self.observer = links, observer
+        self.recorder = recorder or Recorder(enabled=False)
+        self.watch = Stopwatch([stage.index for stage in stages], self.recorder)
+        self.telemetry = Telemetry(self.stages, self.watch, control)
+        self.ports: Ports | None = None
+        self._gatherer: Gatherer | None = None
+
+    def __enter__(self) -> Self:
+        self.control.renew()
+        with failures_told(self.control):
+            self.ports = connect(self.stages, self.topology, self.config, self.control, self.links, self.recorder)
+        return self
+
+    def run(self, feed: Timetable | None, start: Position = Position()) -> None:  # noqa: B008  frozen
+        """Work until the stop packet has gone through; raises what `pipeline.train` raises under way.
+
+        Args:
+            feed: of the process that runs the first stage; the others give None.
+            start: where to begin; the stages have the state of a snapshot at this position.
+        """
+        with failures_told(self.control):
+            worker = self.begin(feed, start)
+            while worker.step():
+                pass
+            if self._gatherer is not None:
+                self._gatherer.finish()
+
+    def begin(self, feed: Timetable | None, start: Position = Position()) -> Worker:  # noqa: B008
+        """The loop, for whoever steps it himself."""
+        assert self.ports is not None, "the session is open"
+        inbox = self.ports.inbox
+        if inbox is None:
+            assert feed is not None, "the first stage is fed"
+            inbox = Source(feed.packets(start))
+        if self.observer is not None and self.control.rank == 0:
+            self._gatherer = Gatherer(self.control, self.topology, self.observer, start.epoch)
+        policy = Locked() if self.config.backpropagates else Unlocked()
+        return Worker(
+            self.stages, inbox, self.ports, policy, self.watch, self.telemetry.start(), self.observer or Observer()
+        )
+
+    def abort(self) -> None:
+        """End the run at once, here and in all processes that wait for this one; from any thread."""
+        with contextlib.suppress(PipelineError):  # the store may be gone, too
+            self.control.fail(f"{self.control.describe(self.control.rank)} was aborted")
+        queues = self.ports.queues if self.ports is not None else []
+        for queue in queues:
+            queue.end()
+        for queue in queues:
+            queue.release()
+        if self._gatherer is not None:
+            self._gatherer.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        assert self.ports is not None
+        try:
+            for queue in self.ports.queues:
+                queue.close()
+        except BaseException:
+            self.abort()
+            raise
