@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +35,7 @@ from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
 from pipeline.runtime.world import World, connect, reproducible
 from pipeline.spans import Recorder
-from pipeline.transport.messages import Topic
+from pipeline.transport.topics import Topic
 
 __all__ = ["Options", "TrainResult", "run", "train"]
 
@@ -160,19 +161,12 @@ def _effective(config: RunConfig, train_config: TrainConfig) -> RunConfig:
 
 def _execute(job: _Job, options: Options) -> TrainResult:
     """Meet the other processes, carry the run out, and leave nothing of it behind, however it ends."""
-    world = connect(job.config)
-    display = create_display(options.quiet) if options.show and world.rank == 0 else Display()
-    ended_well = False
-    try:
-        with failures_told(world.control):
+    with connect(job.config) as world:
+        display = create_display(options.quiet) if options.show and world.rank == 0 else Display()
+        with failures_told(world.control), contextlib.closing(display):
             device = world.control.together("device choice", lambda: world.choose_device(job.config.device))
             with reproducible(job.config, world.threads, device):
-                result = _carry_out(job, options, world, device, display)
-        ended_well = True
-        return result
-    finally:
-        display.close()
-        world.close(ended_well=ended_well)
+                return _carry_out(job, options, world, device, display)
 
 
 def _carry_out(job: _Job, options: Options, world: World, device: torch.device, display: Display) -> TrainResult:

@@ -1,6 +1,6 @@
 """What a hand-over costs its stage: both stages alone at the same time, then the same stages as a pipeline.
 
-Alone, a stage computes forward and update on made-up packets, with no queue anywhere; in the pipeline the product's
+Alone, a stage computes forward and update on synthetic packets, with no queue anywhere; in the pipeline the product's
 own worker, queues and control channel are around it. Both do the same work a step, in the same processes, in turn.
 """
 
@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from benchmarks.harness.report import Row, Target, at_least, at_most
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.balance import arithmetic_costs, balance
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.blocks import canonical
 from pipeline.network.spec import BlockShape, Network, infer_shapes
@@ -110,7 +109,8 @@ class ClockedStage(Stage):
     """A stage that notes after every step how long it has computed so far, and what its thread did in between."""
 
     def __init__(self, stage: Stage) -> None:
-        super().__init__(stage.index, stage.blocks, stage.config, last=stage.last)
+        inputs, outputs = (signature["x"].shape for signature in (stage.takes, stage.gives))
+        super().__init__(stage.index, stage.blocks, stage.config, inputs, outputs)
         self.start_clocks()
 
     def start_clocks(self) -> None:
@@ -167,37 +167,37 @@ def take_turns(member: Member, case: Case) -> list[tuple[Step, Step]]:
     network, shapes, split = _plan(case)
     numerics = Numerics(_CPU)
     stage = ClockedStage(build_stage(case.config, network, shapes, _CLASSES, split, member.rank, numerics))
-    made_up = _made_up(case, shapes[stage.blocks[0].index].inputs)
+    synthetic = _synthetic(case, stage.takes["x"].shape)
     rounds = []
     for _ in range(case.rounds + 1):
-        alone = _alone(stage, case, made_up)
-        rounds.append((alone, _pipelined(stage, case, shapes, made_up)))
+        alone = _alone(stage, case, synthetic)
+        rounds.append((alone, _pipelined(stage, case, synthetic)))
     return rounds[1:]
 
 
-def _made_up(case: Case, shape: Sequence[int]) -> list[Packet]:
+def _synthetic(case: Case, shape: Sequence[int]) -> list[Packet]:
     """Packets of noise, such as a nonlinearity would leave it."""
     generator = torch.Generator().manual_seed(0)
     packets = []
     for index in range(_PACKETS):
         activation = canonical(torch.randn(case.batch, *shape, generator=generator).relu())
         labels = torch.randint(_CLASSES, (case.batch,), generator=generator)
-        packets.append(Packet(Kind.TRAIN, 1, index, activation, labels))
+        packets.append(Packet.of(Kind.TRAIN, Position(1, index), activation, labels))
     return packets
 
 
-def _train(case: Case, made_up: Sequence[Packet]) -> Iterator[Packet]:
+def _train(case: Case, synthetic: Sequence[Packet]) -> Iterator[Packet]:
     """The packets of one turn."""
     for step in range(case.warm_up + case.steps):
-        yield made_up[step % len(made_up)]
+        yield synthetic[step % len(synthetic)]
 
 
-def _alone(stage: ClockedStage, case: Case, made_up: Sequence[Packet]) -> Step:
+def _alone(stage: ClockedStage, case: Case, synthetic: Sequence[Packet]) -> Step:
     """Compute as the worker would, and hand on nothing."""
     stage.start_clocks()
     dist.barrier()
-    for packet in _train(case, made_up):
-        if stage.last:
+    for packet in _train(case, synthetic):
+        if stage.index == STAGES - 1:
             stage.step(packet)
         else:
             stage.forward(packet)
@@ -205,10 +205,10 @@ def _alone(stage: ClockedStage, case: Case, made_up: Sequence[Packet]) -> Step:
     return stage.average(case.steps)
 
 
-def _pipelined(stage: ClockedStage, case: Case, shapes: Sequence[BlockShape], made_up: Sequence[Packet]) -> Step:
+def _pipelined(stage: ClockedStage, case: Case, synthetic: Sequence[Packet]) -> Step:
     """The same packets through the pipeline."""
     stage.start_clocks()
-    run_stage(stage, shapes, case.config, chain(_train(case, made_up), [Packet(Kind.STOP, 1, case.steps)]))
+    run_stage(stage, STAGES, case.config, [*_train(case, synthetic), Packet(Kind.STOP, Position(1, case.steps))])
     return stage.average(case.steps)
 
 

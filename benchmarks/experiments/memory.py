@@ -33,7 +33,7 @@ from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.balance import arithmetic_costs, balance, members
 from pipeline.learning.local_block import create_optimizer
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import canonical
 from pipeline.network.spec import BlockShape, Network, infer_shapes
@@ -312,7 +312,7 @@ def _local(
 
     def step() -> None:
         x, labels = _batch(inputs, config.batch_size, numerics.device)
-        packet = Packet(Kind.TRAIN, 1, 0, x, labels)
+        packet = Packet.of(Kind.TRAIN, Position(), x, labels)
         if len(split) == 1:
             stage.step(packet)
         else:

@@ -23,12 +23,13 @@ from benchmarks.harness.pictures import Curves
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row
 from pipeline.config.schema import TrainConfig
-from pipeline.learning.packet import Kind, Packet
-from pipeline.runtime.world import World, connect
+from pipeline.learning.packet import Kind, Packet, Position, TensorSpec, labelled
+from pipeline.runtime.world import connect
 from pipeline.spans import Recorder
+from pipeline.transport.control import Control
 from pipeline.transport.links import Link
-from pipeline.transport.queues import ReceiveQueue, SendQueue, slots
-from pipeline.transport.wire import Contract
+from pipeline.transport.queues import Channel, ReceiveQueue, SendQueue, slots
+from pipeline.transport.wire import Contract, codec_for
 
 __all__ = ["Load", "Trial", "figures_of", "loads", "run"]
 
@@ -258,23 +259,21 @@ class _Raw(_Way):
 class _Queue(_Way):
     """The product's own queue."""
 
-    def __init__(self, member: Member, load: Load, world: World, link: Link) -> None:
+    def __init__(self, member: Member, load: Load, control: Control, link: Link) -> None:
         super().__init__(member)
-        self._timeout_s = world.control.timeout_s
         self._labels = torch.zeros(_BATCH, dtype=torch.int64)
-        device, recorder = torch.device("cpu"), Recorder(enabled=False)
-        self._tensors = load.tensors(_SOURCES if self.sends else 1, device)
-        contract = Contract(tuple(self._tensors[0].shape[1:]), torch.float32, _BATCH)
-        self._sink: SendQueue | None = None
-        self._source: ReceiveQueue | None = None
-        if self.sends:
-            self._sink = SendQueue(link, contract, DEPTH, world.control, 1, recorder, 0)
-        else:
-            self._source = ReceiveQueue(link, contract, DEPTH, world.control, 0, recorder, 1, device)
+        self._tensors = load.tensors(_SOURCES if self.sends else 1, torch.device("cpu"))
+        spec = TensorSpec(tuple(self._tensors[0].shape[1:]), torch.float32)
+        contract, codec = Contract(labelled(spec), _BATCH), codec_for("auto", torch.float32)
+        recorder = Recorder(enabled=False)
+        channel = Channel(link, contract, codec, DEPTH, control, 1 - member.rank, recorder, member.rank)
+        self._sink = SendQueue(channel) if self.sends else None
+        self._source = ReceiveQueue(channel, torch.device("cpu")) if self.receives else None
 
     def send(self, index: int) -> None:
         assert self._sink is not None
-        self._sink.put(Packet(Kind.TRAIN, 1, index, self._tensors[index % _SOURCES], self._labels))
+        at = Position(1, index)
+        self._sink.put(Packet.of(Kind.TRAIN, at, self._tensors[index % _SOURCES], self._labels))
 
     def receive(self) -> None:
         assert self._source is not None
@@ -282,21 +281,19 @@ class _Queue(_Way):
 
     def close(self) -> None:
         if self._sink is not None:
-            self._sink.put(Packet(Kind.STOP, 1, 0))
-            self._sink.close(self._timeout_s)
+            self._sink.put(Packet(Kind.STOP, Position()))
+            self._sink.close()
         if self._source is not None:
             self._source.get()
+            self._source.close()
 
 
 def take_turns(member: Member, load: Load) -> list[dict[str, Trial]]:
     """What this process sees of all alternatives, round by round, after one round for warming up."""
-    world = connect(TrainConfig(device="cpu", queue_depth=DEPTH))
-    try:
-        links = world.links(torch.device("cpu"))
-        link = links.edge(0, 1)
-        assert link is not None
+    with connect(TrainConfig(device="cpu")) as world:
+        link = world.links(torch.device("cpu")).link(0, 1)
         ways: dict[str, _Way] = {
-            QUEUE: _Queue(member, load, world, link),
+            QUEUE: _Queue(member, load, world.control, link),
             GLOO: _Raw(member, load, "gloo"),
             COPY: _Copy(member, load),
         }
@@ -305,10 +302,6 @@ def take_turns(member: Member, load: Load) -> list[dict[str, Trial]]:
         rounds = [{name: _turn(way, load) for name, way in ways.items()} for _ in range(load.rounds + 1)]
         for way in ways.values():
             way.close()
-        dist.barrier()
-        links.close()
-    finally:
-        world.control.close()
     return rounds[1:]
 
 

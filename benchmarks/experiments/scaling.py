@@ -19,24 +19,26 @@ from torch._C._distributed_c10d import HashStore
 from torch.nn import functional as F
 
 from benchmarks.contenders.common import CHEAP_HEAD, build_blocks
+from benchmarks.contenders.pipelined import Given
 from benchmarks.harness.crew import Crew, Member, cores
 from benchmarks.harness.figures import Figure, ratio, summarize
 from benchmarks.harness.pictures import Curves
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_most
+from pipeline.config.environment import Environment
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.balance import arithmetic_costs, balance
 from pipeline.learning.local_block import create_optimizer
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import canonical
 from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.spec import Network, infer_shapes
 from pipeline.network.zoo import named_network
-from pipeline.runtime.worker import Ends, Worker
-from pipeline.spans import Recorder
-from pipeline.transport.control import Control
+from pipeline.runtime.session import Session
+from pipeline.runtime.topology import Topology
+from pipeline.runtime.world import World
 
 __all__ = ["Method", "Point", "fit_power", "run"]
 
@@ -245,11 +247,12 @@ def _local(config: TrainConfig, network: Network, x: Tensor, labels: Tensor, cou
     split = balance(arithmetic_costs(config, shapes, CLASSES), count)
     numerics = Numerics(x.device)
     stages = [build_stage(config, network, shapes, CLASSES, split, index, numerics) for index in range(count)]
-    control, recorder = Control(HashStore(), 0, 1, config.timeout), Recorder(enabled=False)
+    world = World(Environment(0, 1, 0, 1), config, HashStore())
+    links, topology = world.links(x.device), Topology.over(split, 1)
 
     def train(steps: int) -> None:
-        batches = [Packet(Kind.TRAIN, 1, step, x, labels) for step in range(steps)]
-        source = iter([*batches, Packet(Kind.STOP, 1, steps)]).__next__
-        Worker(stages, Ends(source), config, control, recorder).run()
+        batches = [Packet.of(Kind.TRAIN, Position(1, step), x, labels) for step in range(steps)]
+        with Session(stages, topology, config, world.control, links) as session:
+            session.run(Given([*batches, Packet(Kind.STOP, Position(1, steps))]))
 
     return train

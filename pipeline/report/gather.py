@@ -22,7 +22,8 @@ from pipeline.runtime.topology import Topology
 from pipeline.spans import Recorder
 from pipeline.transport.control import Control
 from pipeline.transport.links import Transport
-from pipeline.transport.messages import PLANS, SUMMARIES, StagePlan, StageSummary, Topic
+from pipeline.transport.messages import StagePlan, StageSummary
+from pipeline.transport.topics import PLANS, SUMMARIES, Topic
 
 __all__ = ["gather_plan", "gather_summary", "gather_trace", "report_plan", "report_summary"]
 

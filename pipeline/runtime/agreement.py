@@ -13,7 +13,7 @@ from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
 from pipeline.transport.control import Control
-from pipeline.transport.messages import Topic
+from pipeline.transport.topics import Topic
 
 __all__ = [
     "SIZES",

@@ -12,7 +12,7 @@ from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.stage import Stage
 from pipeline.runtime.topology import Topology
 from pipeline.transport.links import Bulk
-from pipeline.transport.messages import Topic
+from pipeline.transport.topics import Topic
 
 __all__ = ["Digest", "FinalState", "collect_state", "digest"]
 

@@ -13,7 +13,8 @@ from pipeline.learning.stage import Trainable
 from pipeline.runtime.stopwatch import Clock, Stopwatch
 from pipeline.runtime.topology import Topology
 from pipeline.transport.control import Control, Watch
-from pipeline.transport.messages import EPOCHS, STATUS, StageEpoch, StageStatus
+from pipeline.transport.messages import StageEpoch, StageStatus
+from pipeline.transport.topics import EPOCHS, STATUS
 
 __all__ = ["Gatherer", "Observer", "Telemetry"]
 

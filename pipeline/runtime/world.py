@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import TracebackType
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -21,7 +23,7 @@ from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.topology import describe
 from pipeline.transport.control import Control
 from pipeline.transport.links import Bulk, LinkFactory, Transport
-from pipeline.transport.messages import Topic
+from pipeline.transport.topics import Topic
 
 __all__ = ["World", "connect", "default_threads", "reproducible"]
 
@@ -79,9 +81,14 @@ class World:
         distinct = len(set(places)) == len(places)
         return Transport.NCCL if distinct and dist.is_nccl_available() else Transport.PINNED
 
-    def close(self, *, ended_well: bool) -> None:
-        """Leave the run; process 0 leaves last, as its process may host the store."""
-        if ended_well and self.size > 1:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave the run; process 0 leaves last where it ended well, as its process may host the store."""
+        if kind is None and self.size > 1:
             _LEFT.publish(self.control, self.rank, [])
             if self.rank == 0:
                 _LEFT.gather(self.control, range(self.size))

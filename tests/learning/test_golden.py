@@ -20,7 +20,7 @@ from pipeline.config.catalog import POOL, VGG_PLANS
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import named_network
@@ -110,7 +110,7 @@ class Golden:
 
     def batch(self, step: int, kind: Kind = Kind.TRAIN) -> Packet:
         images, labels = torch.from_numpy(self.arrays["x"][step]), torch.from_numpy(self.arrays["y"][step])
-        return Packet(kind, 1, step, images, labels)
+        return Packet.of(kind, Position(1, step), images, labels)
 
 
 def own_state(block: LocalBlock) -> dict[str, Tensor]:
@@ -128,18 +128,14 @@ def train(golden: Golden, stage: Stage) -> tuple[list[float], list[float]]:
     local, output = [], []
     for step in range(golden.meta["steps"]):
         stage.step(golden.batch(step))
-        losses = [float(block.train_meter.sums[0]) / golden.meta["batch"] for block in stage.blocks]
-        for block in stage.blocks:
-            block.train_meter.reset()
+        losses = [score.loss or 0.0 for score in stage.scores(reset=True)[0]]
         local.append(sum(losses[:-1]))
         output.append(losses[-1])
     return local, output
 
 
 def evaluate(golden: Golden, stage: Stage) -> Tensor:
-    scores = stage.evaluate(golden.batch(0, Kind.EVALUATE)).activation
-    assert scores is not None
-    return scores
+    return stage.evaluate(golden.batch(0, Kind.EVALUATE)).x
 
 
 def test_every_recorded_run_is_listed(shared_dir: Path) -> None:

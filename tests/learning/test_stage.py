@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pipeline.config.catalog import LOSSES
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.balance import cut_segments
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Kind, Packet
+from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.blocks import Dropout
 from pipeline.network.spec import infer_shapes
@@ -33,11 +34,15 @@ def stages(config: TrainConfig, split: tuple[int, ...], numerics: Numerics = CPU
 def batch(step: int, kind: Kind = Kind.TRAIN) -> Packet:
     draw = torch.Generator().manual_seed(step)
     images, labels = torch.randn(6, *SHAPE, generator=draw), torch.randint(CLASSES, (6,), generator=draw)
-    return Packet(kind, 1, step, images, labels)
+    return Packet.of(kind, Position(1, step), images, labels)
 
 
 def state(made: list[Stage]) -> str:
     return digest({name: tensor for s in made for block in s.blocks for name, tensor in block.full_state().items()})
+
+
+def weights(stage: Stage) -> dict[str, Tensor]:
+    return {name: tensor for block in stage.blocks for name, tensor in block.inference_state().items()}
 
 
 def config(loss: str = "predsim", **values: object) -> TrainConfig:
@@ -86,8 +91,8 @@ def test_no_gradient_crosses_a_block() -> None:
 def test_what_is_handed_on_carries_no_graph() -> None:
     for loss in LOSSES:
         for stage in stages(config(loss), (3, 3))[:1]:
-            out = stage.forward(batch(0)).activation
-            assert out is not None and not out.requires_grad and out.grad_fn is None
+            out = stage.forward(batch(0)).x
+            assert not out.requires_grad and out.grad_fn is None
 
 
 def test_a_global_gradient_equals_backpropagation_through_the_whole_network() -> None:
@@ -102,16 +107,14 @@ def test_a_global_gradient_equals_backpropagation_through_the_whole_network() ->
                 if isinstance(module, Dropout):
                     module.rate = 0.0
     packet, gradient = batch(0), None
-    x, y = packet.activation, packet.labels
-    assert x is not None and y is not None
-    torch.nn.functional.cross_entropy(network(x), y).backward()
+    torch.nn.functional.cross_entropy(network(packet.x), packet.labels).backward()
     expected = {n: p - 1e-2 * p.grad for n, p in network.named_parameters() if p.grad is not None}
     for stage in made:
         packet = stage.forward(packet)
     for stage in reversed(made):
         gradient = stage.update(gradient)
     for stage in made:
-        for name, tensor in stage.inference_state().items():
+        for name, tensor in weights(stage).items():
             if name in expected:
                 torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 
@@ -153,8 +156,8 @@ def test_evaluation_changes_nothing_and_draws_nothing() -> None:
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    first, second = (stage.evaluate(batch(1, Kind.EVALUATE)).activation for _ in range(2))
-    assert first is not None and second is not None and torch.equal(first, second)
+    first, second = (stage.evaluate(batch(1, Kind.EVALUATE)).x for _ in range(2))
+    assert torch.equal(first, second)
     assert torch.equal(torch.rand(2), expected)
     assert state([stage]) == before
 
@@ -162,8 +165,7 @@ def test_evaluation_changes_nothing_and_draws_nothing() -> None:
 def test_random_numbers_are_keyed_by_step_and_seed() -> None:
     def outputs(seed: int, step: int) -> Tensor:
         (stage,) = stages(TrainConfig(loss="pred", batch_size=6, decoder_dim=32, seed=seed), (6,))
-        packet = Packet(Kind.TRAIN, 1, step, torch.ones(6, *SHAPE), torch.zeros(6, dtype=torch.int64))
-        out = stage.blocks[0].forward(torch.ones(6, *SHAPE), packet.step)
+        out = stage.blocks[0].forward(torch.ones(6, *SHAPE), step)
         return out != 0
 
     assert torch.equal(outputs(1, 5), outputs(1, 5))
@@ -186,7 +188,7 @@ def test_the_learning_rate_follows_the_epoch_of_the_packet() -> None:
     (stage,) = stages(config(lr_milestones=(1, 2)), (6,))
     for epoch, expected in ((1, 1e-2), (2, 2.5e-3), (3, 6.25e-4)):
         packet = batch(0)
-        stage.step(Packet(Kind.TRAIN, epoch, 0, packet.activation, packet.labels))
+        stage.step(replace(packet, at=Position(epoch, 0)))
         rates = {group["lr"] for block in stage.blocks for group in block.optimizer.param_groups}
         assert list(rates) == [pytest.approx(expected)]
 
@@ -194,18 +196,34 @@ def test_the_learning_rate_follows_the_epoch_of_the_packet() -> None:
 def test_meters_count_losses_and_errors() -> None:
     (stage,) = stages(config("sim"), (6,))
     stage.evaluate(batch(0, Kind.EVALUATE))
-    scores = [block.test_meter.score(block.index) for block in stage.blocks]
+    scores = stage.scores(reset=True)[1]
     assert all(score.loss is not None for score in scores)
     assert [score.error_percent is None for score in scores] == [True] * 5 + [False]
 
 
-@pytest.mark.parametrize("wire", ["fp16", "bf16"])
-def test_a_narrow_wire_rounds_between_stages_only(wire: str) -> None:
-    first, last = stages(config(wire=wire), (3, 3))
-    sent = first.forward(batch(0)).activation
-    assert sent is not None and sent.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[wire]
-    scores = last.forward(Packet(Kind.TRAIN, 1, 0, sent, batch(0).labels)).activation
-    assert scores is not None and scores.dtype == torch.float32
+def test_a_stage_goes_on_from_a_copy_of_its_state_to_the_same_bits() -> None:
+    """In mid-epoch: what has been counted of it goes along, and every tensor keeps its memory layout."""
+    for values in ({}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "amsgrad"}, {"loss": "glob+predsim"}):
+        (straight,), (fresh,) = stages(config(**values), (6,)), stages(config(**values), (6,))
+        for step in range(2):
+            straight.step(batch(step))
+        fresh.load_state_dict({name: tensor.clone() for name, tensor in straight.state_dict().items()})
+        for stage in (straight, fresh):
+            stage.step(batch(2))
+        assert state([straight]) == state([fresh])
+        for ours, theirs in zip(straight.blocks, fresh.blocks, strict=True):
+            strides = [[x.stride() for x in block.full_state().values()] for block in (ours, theirs)]
+            assert strides[0] == strides[1]
+        assert straight.scores(reset=True) == fresh.scores(reset=True)
+
+
+def test_a_state_holds_copies_nothing_and_shares_nothing_once_loaded() -> None:
+    (first,), (second,) = stages(config(), (6,)), stages(config(), (6,))
+    first.step(batch(0))
+    second.load_state_dict(first.state_dict())
+    before = state([first])
+    second.step(batch(1))
+    assert state([first]) == before
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -225,7 +243,7 @@ def test_bf16_trains_every_loss_to_finite_weights(loss: str) -> None:
         packet, gradient = batch(step), None
         for stage in made:
             packet = stage.forward(packet)
-            assert packet.activation is not None and packet.activation.dtype == torch.bfloat16
+            assert packet.x.dtype == torch.bfloat16
         for stage in reversed(made):
             gradient = stage.update(gradient)
-    assert all(tensor.isfinite().all() for stage in made for tensor in stage.inference_state().values())
+    assert all(tensor.isfinite().all() for stage in made for tensor in weights(stage).values())

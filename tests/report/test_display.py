@@ -15,7 +15,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from pipeline.report.display import LiveDisplay, NullDisplay, PlainDisplay, create_display
+from pipeline.report.display import Display, LiveDisplay, PlainDisplay, create_display
 from tests.support.made_up import CODE, made_up, plain, show, terminal, written
 
 SIZES = [(8, 4), (20, 8), (20, 1), (2, 2), (1, 1)]
@@ -137,7 +137,7 @@ def test_a_summary_without_any_epoch_has_dashes() -> None:
 
 
 def test_the_null_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    show(NullDisplay(), made_up())
+    show(Display(), made_up())
     assert capsys.readouterr() == ("", "")
 
 

@@ -35,7 +35,7 @@ def watch(slowed: int) -> list[list[int]]:
 
     def watched(act: Callable[[Stage, Packet], Packet]) -> Callable[[Stage, Packet], Packet]:
         def wrapper(stage: Stage, packet: Packet) -> Packet:
-            if packet.step == 5 and not seen:
+            if packet.at.step == 5 and not seen:
                 seen.append(living())
             if stage.index == slowed:
                 time.sleep(SLEEP_S)

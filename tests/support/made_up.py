@@ -11,7 +11,7 @@ from itertools import pairwise
 from rich.console import Console, RenderableType
 
 from pipeline.learning.scores import BlockScore
-from pipeline.report.display import LiveDisplay, NullDisplay, PlainDisplay
+from pipeline.report.display import Display, PlainDisplay
 from pipeline.report.records import EpochRecord, RunPlan, Summary
 from pipeline.transport.messages import StagePlan, StageStatus, StageSummary
 
@@ -123,7 +123,7 @@ def drawn(view: RenderableType, width: int = 80) -> list[str]:
     return [line.rstrip() for line in written(console).splitlines()]
 
 
-def show(shown: LiveDisplay | PlainDisplay | NullDisplay, run: Run, folder: str | None = "runs/x") -> None:
+def show(shown: Display, run: Run, folder: str | None = "runs/x") -> None:
     shown.start(run.plan)
     shown.status([])
     shown.status(run.states)

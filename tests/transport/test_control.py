@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
 from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure
+from pipeline.learning.packet import Position, TensorSpec, labelled
+from pipeline.learning.scores import BlockScore
 from pipeline.transport.control import Control, known_to_all
+from pipeline.transport.messages import StageEpoch, StagePlan
+from pipeline.transport.topics import EPOCHS, PLANS, Topic
 from pipeline.transport.wire import Contract, agree
 
 
@@ -77,12 +84,106 @@ def test_the_first_failure_wins(controls: list[Control]) -> None:
         controls[1].read("never", 0)
 
 
+def each(controls: list[Control], act: Callable[[Control], None]) -> None:
+    """Let every process act at the same time."""
+    threads = [threading.Thread(target=act, args=(control,)) for control in controls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+
+def test_an_agreement_may_be_asked_for_again_under_its_name(controls: list[Control]) -> None:
+    results: list[tuple[int, str]] = []
+
+    def act(control: Control) -> None:
+        results.append((control.together("twice", lambda: 1), "fine"))
+        try:
+            control.together("twice", lambda: fail(control))
+        except ConfigError as error:
+            results.append((2, str(error)))
+
+    def fail(control: Control) -> int:
+        if control.rank == 2:
+            raise ConfigError("the second time")
+        return 0
+
+    each(controls, act)
+    assert sorted(results) == [(1, "fine")] * 3 + [(2, "the second time")] * 3
+
+
+def test_a_failure_ends_its_generation_and_the_next_knows_nothing_of_it(controls: list[Control]) -> None:
+    controls[0].publish("value", 1)
+    controls[1].fail("stage 1 broke")
+    for control in controls:
+        with pytest.raises(StageFailure, match="stage 1 broke"):
+            control.raise_if_failed()
+        control.advance()
+        control.raise_if_failed()
+        assert control.peek("value") is None
+    each(controls, lambda control: control.together("again", lambda: None))
+
+
+def test_a_new_round_forgets_values_but_not_a_failure(controls: list[Control]) -> None:
+    controls[0].publish("value", 1)
+    controls[1].renew()
+    assert controls[1].peek("value") is None and controls[2].peek("value") == 1
+    controls[0].fail("stage 0 broke")
+    with pytest.raises(StageFailure, match="stage 0 broke"):
+        controls[1].raise_if_failed()
+
+
+def test_a_process_that_starts_after_a_failure_joins_the_next_generation(controls: list[Control]) -> None:
+    controls[0].fail("stage 0 broke")
+    late = Control(controls[0].store, 1, 3, timeout_s=5)
+    try:
+        late.raise_if_failed()
+    finally:
+        late.close()
+
+
+def test_who_does_not_come_is_named(controls: list[Control]) -> None:
+    def meet(control: Control) -> None:
+        if control.rank != 1:
+            with pytest.raises(StageFailure, match=r"process 1 has not come within 0\.2 s; start all 3 processes"):
+                control.meet(0.2)
+
+    each(controls, meet)
+
+
+def test_a_heartbeat_says_where_a_process_is_and_on_whom_it_waits(controls: list[Control]) -> None:
+    controls[1].at, controls[1].waits_for = Position(3, 41), 2
+    deadline = time.monotonic() + 20
+    while (beat := controls[0].beat(1)) is None or beat.step != 41:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (beat.epoch, beat.step, beat.waits_for) == (3, 41, 2)
+
+
+@pytest.mark.parametrize(
+    ("topic", "value"),
+    [
+        (PLANS, StagePlan(1, "cpu", 2, (0, 1), ("conv 3-8", "output"), 5, 6, 0.25)),
+        (EPOCHS, StageEpoch(0, 1.5, 0.9, 0.1, 0.2, (BlockScore(0, 0.5, None),), None)),
+        (EPOCHS, StageEpoch(0, 1.5, 0.9, 0.1, 0.2, (), (BlockScore(0, None, 3.25), BlockScore(1, math.inf, 0.0)))),
+        (Topic("plain", list), [1, "a", None]),
+    ],
+)
+def test_a_topic_gives_back_what_it_was_given(controls: list[Control], topic: Topic[Any], value: Any) -> None:
+    assert topic.peek(controls[1], 0) is None
+    topic.publish(controls[0], 0, value)
+    assert topic.peek(controls[1], 0) == topic.read(controls[2], 0, 0) == value
+    assert topic.share(controls[0], value) == topic.share(controls[1], None) == value
+    assert topic.gather(controls[1], [0]) == [value]
+
+
 def test_neighbours_that_disagree_are_told_both_sides() -> None:
-    expected = Contract((16, 8, 8), torch.float32, 128)
+    expected = Contract(labelled(TensorSpec((16, 8, 8), torch.float32)), 128)
     agree(0, expected.describe(), expected)
-    promised = Contract((16, 4, 4), torch.bfloat16, 128).describe()
+    promised = Contract(labelled(TensorSpec((16, 4, 4), torch.bfloat16)), 128).describe()
     message = (
-        r"stage 0 sends \[16, 4, 4\] bfloat16, batches up to 128, but stage 1 expects \[16, 8, 8\] float32, batches"
+        r"stage 0 sends x \[16, 4, 4\] bfloat16, labels \[\] int64, batches up to 128, but stage 1 expects "
+        r"x \[16, 8, 8\] float32, labels \[\] int64, batches"
     )
     with pytest.raises(ConfigError, match=message):
         agree(0, promised, expected)

@@ -1,0 +1,65 @@
+"""Topics of the control channel: the name of a message and its type, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from pipeline.transport.control import Control
+from pipeline.transport.messages import StageEpoch, StagePlan, StageStatus, StageSummary
+
+__all__ = ["EPOCHS", "PLANS", "STATUS", "SUMMARIES", "Topic"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Topic(Generic[T]):
+    """A name on the control channel, and the type of what is published under it: a dataclass, or JSON values."""
+
+    name: str
+    kind: type[T]
+
+    def publish(self, control: Control, part: object, value: T) -> None:
+        """Tell one part of it, such as a stage's; a later value replaces it."""
+        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        control.publish(f"{self.name}/{part}", plain)
+
+    def peek(self, control: Control, part: object) -> T | None:
+        """A part, or None if nobody has told it yet."""
+        told = control.peek(f"{self.name}/{part}")
+        return None if told is None else cast(T, decoded(self.kind, told))
+
+    def read(self, control: Control, part: object, rank: int) -> T:
+        """Wait for a part that `rank` tells. Raises StageFailure if that process fails or falls silent."""
+        return cast(T, decoded(self.kind, control.read(f"{self.name}/{part}", rank)))
+
+    def gather(self, control: Control, ranks: Sequence[int]) -> list[T]:
+        """Wait for parts 0, 1, ... of the processes named."""
+        return [self.read(control, part, rank) for part, rank in enumerate(ranks)]
+
+    def share(self, control: Control, mine: T | None) -> T:
+        """Process 0's value, in every process; the others give None."""
+        if mine is not None:
+            self.publish(control, 0, mine)
+        return self.read(control, 0, 0)
+
+
+def decoded(kind: Any, value: Any) -> Any:
+    """What JSON made of a `kind`, as that again: dataclasses, tuples and None within each other, else as it is."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return cast(Any, kind)(**{f.name: decoded(hints[f.name], value[f.name]) for f in fields(kind)})
+    if isinstance(kind, UnionType):
+        return None if value is None else decoded(get_args(kind)[0], value)
+    if get_origin(kind) is tuple:
+        return tuple(decoded(get_args(kind)[0], one) for one in value)
+    return value
+
+
+PLANS = Topic("plan", StagePlan)
+STATUS = Topic("status", StageStatus)
+EPOCHS = Topic("epoch", StageEpoch)  # parts are "<epoch>/<stage>"
+SUMMARIES = Topic("summary", StageSummary)
