@@ -90,8 +90,7 @@ class Session:
             worker = self.begin(feed, start)
             while worker.step():
                 pass
-            if self._gatherer is not None:
-                self._gatherer.finish()
+            self.finish()
 
     def begin(self, feed: Timetable | None, start: Position = Position()) -> Worker:  # noqa: B008
         """The loop, for whoever steps it himself."""
@@ -106,6 +105,11 @@ class Session:
         return Worker(
             self.stages, inbox, self.ports, policy, self.watch, self.telemetry.start(), self.observer or Observer()
         )
+
+    def finish(self) -> None:
+        """After the last step: wait until the observer knows everything."""
+        if self._gatherer is not None:
+            self._gatherer.finish()
 
     def abort(self) -> None:
         """End the run at once, here and in all processes that wait for this one; from any thread."""

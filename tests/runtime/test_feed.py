@@ -1,0 +1,58 @@
+"""The timetable, against its drawing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from pipeline.config.schedule import Schedule
+from pipeline.data.batches import Batches
+from pipeline.learning.packet import Kind, Packet, Position
+from pipeline.runtime.feed import Feed
+from tests.support.data import library, numbered
+
+
+@pytest.fixture(scope="module")
+def batches() -> Batches:
+    """Three steps an epoch, two test batches."""
+    return library(numbered(11), numbered(6), batch_size=4)
+
+
+def drawn(packets: list[Packet]) -> list[str]:
+    letters = {Kind.TRAIN: "t", Kind.EVALUATE: "e", Kind.SNAPSHOT: "s", Kind.END_OF_EPOCH: "|", Kind.STOP: "."}
+    return [f"{letters[packet.kind]}{packet.at.epoch},{packet.at.step}" for packet in packets]
+
+
+def test_an_epoch_trains_is_evaluated_and_ends(batches: Batches) -> None:
+    packets = list(Feed(batches, Schedule(epochs=2)).packets())
+    assert drawn(packets) == [
+        *("t1,0", "t1,1", "t1,2", "e1,3", "e1,3", "|1,3"),
+        *("t2,3", "t2,4", "t2,5", "e2,6", "e2,6", "|2,6", ".2,6"),
+    ]
+    assert [packet.batch for packet in packets[:6]] == [4, 4, 3, 4, 2, 0]
+
+
+def test_snapshots_come_after_every_so_many_steps_of_the_run(batches: Batches) -> None:
+    packets = list(Feed(batches, Schedule(epochs=2, eval_every=2), snapshot_every=2).packets())
+    assert drawn(packets) == [
+        *("t1,0", "t1,1", "s1,2", "t1,2", "|1,3"),
+        *("t2,3", "s2,4", "t2,4", "t2,5", "s2,6", "e2,6", "e2,6", "|2,6", ".2,6"),
+    ]
+
+
+def test_positions_never_go_back(batches: Batches) -> None:
+    packets = list(Feed(batches, Schedule(epochs=3), snapshot_every=1).packets())
+    assert all(first.at <= second.at for first, second in pairwise(packets))
+
+
+@pytest.mark.parametrize("at", [Position(1, 1), Position(1, 3), Position(2, 3), Position(2, 5), Position(3, 9)])
+def test_what_is_fed_from_a_position_is_the_tail_of_the_whole(batches: Batches, at: Position) -> None:
+    feed = Feed(batches, Schedule(epochs=3))
+    whole, tail = list(feed.packets()), list(feed.packets(at))
+    assert drawn(tail) == drawn(whole)[-len(tail) :]
+    assert tail[0].at == at
+    for ours, theirs in zip(tail, whole[-len(tail) :], strict=True):
+        assert set(ours.tensors) == set(theirs.tensors)
+        assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
