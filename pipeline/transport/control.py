@@ -185,7 +185,8 @@ class Control:
                 return failure
             time.sleep(_POLL_S)
         who = "a process" if rank is None else self.describe(rank)
-        return self.fail(f"{who} died: {reason}; see its output above, then start the run anew")
+        what = "does not answer" if "Timed out" in reason else "died"
+        return self.fail(f"{who} {what}: {reason}; see its output above, then start the run anew")
 
     @property
     def _failure(self) -> str:

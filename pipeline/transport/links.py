@@ -62,7 +62,8 @@ class Pair:
     """
 
     def __init__(self, store: Store, rank: int, timeout_s: float) -> None:
-        self._peer, self._limit = 1 - rank, timedelta(seconds=timeout_s)
+        # A little longer, so that whoever waits learns of a silent peer by its heartbeat.
+        self._peer, self._limit = 1 - rank, timedelta(seconds=timeout_s + 3.0)
         self._group: _Group | None = cast(_Group, dist.ProcessGroupGloo(store, rank, 2, self._limit))
         # The kernel of a stopped process takes connections, too: it is here when it has said so.
         hello = self.send([], [torch.zeros(1)])

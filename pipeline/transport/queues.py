@@ -130,7 +130,7 @@ class _Queue:
 
     def release(self) -> None:
         """After `end`: give thread and link back. A transfer that was half done takes until `--timeout`."""
-        self._thread.join(self.channel.control.timeout_s + 1.0)
+        self._thread.join(self.channel.control.timeout_s + 5.0)
         self.channel.link.close()
 
 
