@@ -39,9 +39,8 @@ def _sizes(config: RunConfig) -> tuple[tuple[int, ...], int]:
     info = DATASETS[config.data.dataset]
     if info.shape is not None and info.classes is not None:
         return info.shape, info.classes
-    batches = Batches.from_config(
-        config.data, seed=config.train.seed, batch_size=config.train.batch_size, device=torch.device("cpu")
-    )
+    cpu, train = torch.device("cpu"), config.train
+    batches = Batches.from_config(config.data, seed=train.seed, batch_size=train.batch_size, device=cpu)
     return tuple(batches.shape), batches.classes
 
 
