@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pipeline.config.data import DataConfig
@@ -50,16 +49,14 @@ class Command:
     quiet: bool = option(False, "no live display")
 
 
-GROUPS: Mapping[str, tuple[type, ...]] = MappingProxyType(
-    {
-        "data": (DataConfig,),
-        "network": (ModelConfig,),
-        "method": (Method,),
-        "schedule": (Schedule,),
-        "placement": (Placement,),
-        "run": (_Start, Command),
-    }
-)
+GROUPS: Mapping[str, tuple[type, ...]] = {
+    "data": (DataConfig,),
+    "network": (ModelConfig,),
+    "method": (Method,),
+    "schedule": (Schedule,),
+    "placement": (Placement,),
+    "run": (_Start, Command),
+}
 """The flags under the headings of `--help`: fields of these classes."""
 
 

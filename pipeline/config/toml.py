@@ -7,7 +7,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.method import Method
@@ -16,9 +15,9 @@ from pipeline.errors import ConfigError
 
 __all__ = ["GONE", "from_toml", "read_model", "read_toml", "to_toml"]
 
-GONE: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"train.locality": ("--segments", "drop the entry, or give segments = [3, 5], the blocks of each group")}
-)
+GONE: Mapping[str, tuple[str, str]] = {
+    "train.locality": ("--segments", "drop the entry, or give segments = [3, 5], the blocks of each group"),
+}
 """Entries that older versions wrote: the flag that has replaced each, and what to do about it."""
 
 
