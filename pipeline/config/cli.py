@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -63,8 +63,7 @@ GROUPS: Mapping[str, tuple[type, ...]] = {
 def parse(arguments: Sequence[str]) -> Command:
     """Read the flags over recipe, configuration file and defaults.
 
-    Raises:
-        ConfigError: an unknown flag, a value out of range, or a combination that cannot be trained.
+    Raises ConfigError for an unknown flag, a value out of range, or a combination that cannot be trained.
     """
     given = vars(_parser().parse_args(arguments))
     start, call = _Start(**_take(given, _Start)), _take(given, Command)
@@ -112,47 +111,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+def _reader(read: Callable[[str], Any], wrong: str) -> Callable[[str], Any]:
+    """`read` as argparse wants it: what cannot be read is told in words, which argparse's own are not."""
+
+    def told(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is {wrong}") from None
+
+    return told
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _counts(text: str) -> tuple[int, ...] | None:
-    if text == "auto":
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor block counts such as 3,2,2,1") from None
+def _split(text: str) -> tuple[int, ...] | None:
+    return None if text == "auto" else tuple(int(part) for part in text.split(","))
 
 
 def _segments(text: str) -> tuple[int, ...] | int | None:
     if text == "block":
         return None
-    try:
-        return tuple(int(part) for part in text.split(",")) if "," in text else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither block, nor a number of segments, nor block counts such as 3,3,2"
-        ) from None
+    return _split(text) if "," in text else int(text)
 
+
+_WHOLE = _reader(int, "not a whole number")
 
 # How a flag is read, by the annotation of its field.
 _KINDS: Mapping[str, Mapping[str, Any]] = {
     "bool": {"action": "store_true"},
     "str": {"type": str},
-    "int": {"type": _whole},
-    "float": {"type": _number},
-    "tuple[int, ...]": {"type": _whole, "nargs": "+"},
-    "tuple[int, ...] | None": {"type": _counts},
-    "tuple[int, ...] | int | None": {"type": _segments},
+    "int": {"type": _WHOLE},
+    "float": {"type": _reader(float, "not a number")},
+    "tuple[int, ...]": {"type": _WHOLE, "nargs": "+"},
+    "tuple[int, ...] | None": {"type": _reader(_split, "neither auto nor block counts such as 3,2,2,1")},
+    "tuple[int, ...] | int | None": {
+        "type": _reader(_segments, "neither block, nor a number of segments, nor block counts such as 3,3,2")
+    },
 }

@@ -49,23 +49,14 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a field says of itself.
+    """What a field says of itself."""
 
-    Args:
-        text: its meaning.
-        allowed: numbers within bounds, or one of a few texts; None is anything.
-        shown: the default as a reader sees it.
-        metavar: stands for the value; empty for a switch, which is off by default.
-        given: what may be given, where `allowed` does not say it.
-        doc: its meaning for docs/flags.md, where that takes more words than `--help` has room for.
-    """
-
-    text: str
-    allowed: Bounds | tuple[str, ...] | None
-    shown: str
-    metavar: str
-    given: str = ""
-    doc: str = ""
+    text: str  # its meaning
+    allowed: Bounds | tuple[str, ...] | None  # numbers within bounds, or one of a few texts; None is anything
+    shown: str  # the default as a reader sees it
+    metavar: str  # stands for the value; empty for a switch, which is off by default
+    given: str = ""  # what may be given, where `allowed` does not say it
+    doc: str = ""  # its meaning for docs/flags.md, where that takes more words than `--help` has room for
 
     @property
     def values(self) -> str:

@@ -33,17 +33,14 @@ class TrainConfig(Placement, Schedule, Method):  # fields come in the reverse or
         if self.segments is None:
             return
         named, stages = f"--segments {self.segments_text}", self.stage_count(world_size)
-        if isinstance(self.segments, int):
-            count = self.segments
-            if count > blocks:
-                raise ConfigError(f"{named} for a network of {blocks} blocks leaves some empty; use at most {blocks}")
-        else:
-            count = len(self.segments)
-            if sum(self.segments) != blocks:
-                raise ConfigError(
-                    f"{named} covers {sum(self.segments)} blocks, but the network has {blocks}; make the counts add "
-                    f"up to {blocks}"
-                )
+        count = len(self.segments) if isinstance(self.segments, tuple) else self.segments
+        if isinstance(self.segments, int) and count > blocks:
+            raise ConfigError(f"{named} for a network of {blocks} blocks leaves some empty; use at most {blocks}")
+        if isinstance(self.segments, tuple) and sum(self.segments) != blocks:
+            raise ConfigError(
+                f"{named} covers {sum(self.segments)} blocks, but the network has {blocks}; make the counts add "
+                f"up to {blocks}"
+            )
         if stages > count:
             raise ConfigError(
                 f"{stages} stages for the {count} segments of {named} leave stages empty; use at most {count} stages, "
@@ -102,8 +99,4 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         changed["train"]["split"] = None
     if "model" in values and "hidden_layers" not in values and changed["model"]["model"] != config.model.model:
         changed["model"]["hidden_layers"] = None
-    return RunConfig(
-        data=replace(config.data, **changed["data"]),
-        model=replace(config.model, **changed["model"]),
-        train=replace(config.train, **changed["train"]),
-    )
+    return replace(config, **{s: replace(getattr(config, s), **found) for s, found in changed.items()})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.method import Method
-from pipeline.config.schema import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config.schema import SECTIONS, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 
 __all__ = ["GONE", "from_toml", "read_model", "read_toml", "to_toml"]
@@ -41,11 +41,8 @@ def from_toml(text: str, source: str = "the configuration", gone: Mapping[str, t
             raise ConfigError(f"{source} has an unknown section [{section}]; known are {', '.join(SECTIONS)}")
         for key, value in values.items():
             _check_entry(source, section, key, value, gone)
-    return RunConfig(
-        data=DataConfig(**table.get("data", {})),
-        model=ModelConfig(**table.get("model", {})),
-        train=TrainConfig(**table.get("train", {})),
-    )
+    sections: dict[str, Any] = {name: section(**table.get(name, {})) for name, section in SECTIONS.items()}
+    return RunConfig(**sections)
 
 
 def read_toml(path: str) -> RunConfig:
