@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for title, parts in GROUPS.items():
         group = parser.add_argument_group(title)
-        for f, told in (pair for part in parts for pair in described(part)):
+        for f, told in described(*parts):
             kind = str(f.type)
             reader = _KINDS.get(kind) or _KINDS[kind.removesuffix(" | None")]
             value = {"metavar": told.metavar} if told.metavar else {}

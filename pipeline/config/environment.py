@@ -10,8 +10,6 @@ __all__ = ["Environment", "environment"]
 
 @dataclass(frozen=True)
 class Environment:
-    """Where torchrun put this process."""
-
     rank: int
     world_size: int
     local_rank: int

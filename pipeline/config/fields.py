@@ -69,30 +69,19 @@ class Option:
         return self.text + (f": {self.values}" if self.values else "") + (f" ({self.shown})" if self.shown else "")
 
 
-def option(
-    default: T,
-    text: str,
-    allowed: Bounds | tuple[str, ...] | None = None,
-    *,
-    shown: str | None = None,
-    metavar: str | None = None,
-    given: str = "",
-    doc: str = "",
-) -> T:
-    """A field with a default, described by an Option."""
-    if shown is None:
-        shown = f"{default:g}" if isinstance(default, int | float) else str(default)
+def option(default: T, text: str, allowed: Bounds | tuple[str, ...] | None = None, **words: str) -> T:
+    """A field with a default, described by an Option; which of its `words` are not given follow from the default."""
+    shown = f"{default:g}" if isinstance(default, int | float) else str(default)
+    metavar = {float: "F", str: "NAME"}.get(type(default), "N")
     if isinstance(default, bool):
         shown = metavar = ""
-    elif metavar is None:
-        metavar = {float: "F", str: "NAME"}.get(type(default), "N")
-    told = Option(text=text, allowed=allowed, shown=shown, metavar=metavar, given=given, doc=doc)
+    told = Option(text=text, allowed=allowed, **{"shown": shown, "metavar": metavar, **words})
     return field(default=default, metadata={"option": told})
 
 
-def described(config: type) -> Iterator[tuple[Field[Any], Option]]:
-    """The fields of a configuration that are flags."""
-    return ((f, f.metadata["option"]) for f in fields(config) if "option" in f.metadata)
+def described(*configs: type) -> Iterator[tuple[Field[Any], Option]]:
+    """The fields of configurations that are flags."""
+    return ((f, f.metadata["option"]) for config in configs for f in fields(config) if "option" in f.metadata)
 
 
 def check_fields(config: object, part: type) -> None:

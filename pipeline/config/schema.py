@@ -83,14 +83,10 @@ SECTIONS: Mapping[str, type[DataConfig] | type[ModelConfig] | type[TrainConfig]]
 }
 
 
-def section_of(name: str) -> str:
-    """The section of RunConfig that holds a field."""
-    return next(s for s, cls in SECTIONS.items() if name in {f.name for f in fields(cls)})
-
-
 def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """`config` with the named fields replaced, whichever section holds them."""
-    changed = {s: {k: v for k, v in values.items() if section_of(k) == s} for s in SECTIONS}
+    home = {f.name: section for section, cls in SECTIONS.items() for f in fields(cls)}
+    changed = {section: {k: v for k, v in values.items() if home[k] == section} for section in SECTIONS}
     if "loss" in values and "beta" not in values and changed["train"]["loss"] != config.train.loss:
         changed["train"]["beta"] = None  # the default follows the loss
     if "split" in values and "stages" not in values:
