@@ -56,31 +56,24 @@ def _parse(arguments: Sequence[str]) -> Command | None:
 
 
 def _act(command: Command) -> None:
-    """Do what was asked for; torch is imported no earlier than here."""
-    if command.list_recipes:
-        _print("\n".join(RECIPES))
+    """Train, or let process 0 answer; torch is imported no earlier than here."""
+    config = command.config
+    if not (command.list_recipes or command.print_config or command.dry_run):
+        from pipeline.report.run_folder import default_folder
+        from pipeline.training import Options, run
+
+        output = command.output or default_folder(config.data.dataset, config.model.model, config.train.loss)
+        run(config, Options(output, command.overwrite, command.trace, show=True, quiet=command.quiet))
+    elif _RANK > 0:
+        return
+    elif command.list_recipes:
+        print("\n".join(RECIPES))
     elif command.print_config:
-        _print(to_toml(command.config).rstrip())
-    elif not command.dry_run:
-        _train(command)
-    elif _RANK == 0:
+        print(to_toml(config).rstrip())
+    else:
         from pipeline.report.dry_run import dry_run
 
-        dry_run(command.config, _WORLD_SIZE)
-
-
-def _print(text: str) -> None:
-    if _RANK == 0:
-        print(text)
-
-
-def _train(command: Command) -> None:
-    from pipeline.report.run_folder import default_folder
-    from pipeline.training import Options, run
-
-    config = command.config
-    output = command.output or default_folder(config.data.dataset, config.model.model, config.train.loss)
-    run(config, Options(output, command.overwrite, command.trace, show=True, quiet=command.quiet))
+        dry_run(config, _WORLD_SIZE)
 
 
 def _leave(error: PipelineError) -> NoReturn:

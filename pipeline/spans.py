@@ -15,9 +15,7 @@ from typing import Any
 
 __all__ = ["LANES", "Recorder", "Span"]
 
-LANES = ("compute", "send", "receive")
-"""Threads of a process: the stage itself, and the two that wait for transfers."""
-
+LANES = ("compute", "send", "receive")  # threads of a process: the stage itself, and the two that wait for transfers
 _LIMIT = 200_000  # spans a process keeps; at about 100 bytes each a long run must not eat the memory
 
 

@@ -82,8 +82,7 @@ _SPECS = (
 LOSSES: Mapping[str, LossSpec] = {spec.name: spec for spec in _SPECS}
 """The losses of the paper and its reference implementation (Nøkland & Eidnes 2019)."""
 
-POOL = "M"
-"""Entry of a plan that stands for a 2x2 max pooling; numbers are output channels of a 3x3 convolution."""
+POOL = "M"  # stands for a 2x2 max pooling in a plan, whose numbers are output channels of 3x3 convolutions
 
 VGG_PLANS: Mapping[str, tuple[int | str, ...]] = {
     "vgg6a": (128, "M", 256, "M", 512, "M", 512),

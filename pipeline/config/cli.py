@@ -25,14 +25,8 @@ EPILOG = "Without --dataset, --model, --recipe or --config the recipe `digits` i
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """Where the flags start from."""
-
-    recipe: str | None = option(
-        None, "a named complete configuration", metavar="NAME", shown="", given=", ".join(RECIPES)
-    )
-    config: str | None = option(
-        None, "config.toml of an earlier run; other flags override it", metavar="FILE", shown=""
-    )
+    recipe: str | None = option(None, "a named complete configuration", metavar="NAME", given=", ".join(RECIPES))
+    config: str | None = option(None, "config.toml of an earlier run; other flags override it", metavar="FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +37,13 @@ class Command:
     list_recipes: bool = option(False, "name the recipes and leave")
     output: str | None = option(None, "run folder", metavar="DIR", shown="runs/<time>-<dataset>-<model>-<loss>")
     overwrite: bool = option(False, "replace a run that the folder holds")
-    trace: str | None = option(None, "timeline of every stage in Chrome trace format", metavar="FILE", shown="")
+    trace: str | None = option(None, "timeline of every stage in Chrome trace format", metavar="FILE")
     dry_run: bool = option(False, "configuration, split, shapes and cost of each stage, no training")
     print_config: bool = option(False, "effective configuration as TOML")
     quiet: bool = option(False, "no live display")
 
 
-GROUPS: Mapping[str, tuple[type, ...]] = {
+GROUPS: Mapping[str, tuple[type, ...]] = {  # the headings of `--help`, and the classes whose fields are the flags
     "data": (DataConfig,),
     "network": (ModelConfig,),
     "method": (Method,),
@@ -57,14 +51,10 @@ GROUPS: Mapping[str, tuple[type, ...]] = {
     "placement": (Placement,),
     "run": (_Start, Command),
 }
-"""The flags under the headings of `--help`: fields of these classes."""
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """Read the flags over recipe, configuration file and defaults.
-
-    Raises ConfigError for an unknown flag, a value out of range, or a combination that cannot be trained.
-    """
+    """Read the flags over recipe, configuration file and defaults. Raises ConfigError for what cannot be trained."""
     given = vars(_parser().parse_args(arguments))
     start, call = _Start(**_take(given, _Start)), _take(given, Command)
     return Command(config=override(_base(start, given), given), **call)

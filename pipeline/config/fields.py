@@ -65,13 +65,12 @@ class Option:
 
     @property
     def help(self) -> str:
-        """The line of `--help`."""
         return self.text + (f": {self.values}" if self.values else "") + (f" ({self.shown})" if self.shown else "")
 
 
 def option(default: T, text: str, allowed: Bounds | tuple[str, ...] | None = None, **words: str) -> T:
     """A field with a default, described by an Option; which of its `words` are not given follow from the default."""
-    shown = f"{default:g}" if isinstance(default, int | float) else str(default)
+    shown = f"{default:g}" if isinstance(default, int | float) else str(default or "")
     metavar = {float: "F", str: "NAME"}.get(type(default), "N")
     if isinstance(default, bool):
         shown = metavar = ""

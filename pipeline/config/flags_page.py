@@ -21,7 +21,6 @@ This page is printed by `python -m pipeline.config.flags_page`.
 
 
 def flags_page() -> str:
-    """The page: a table for each group of flags."""
     lines = [_OPENING]
     for title, parts in GROUPS.items():
         lines += [f"## {title.capitalize()}", "", "| flag | meaning | values | default |", "| --- | --- | --- | --- |"]

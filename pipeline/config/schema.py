@@ -76,11 +76,7 @@ class RunConfig:
         self.train.check_blocks(self.model.blocks, world_size)
 
 
-SECTIONS: Mapping[str, type[DataConfig] | type[ModelConfig] | type[TrainConfig]] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "train": TrainConfig,
-}
+SECTIONS: Mapping[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
 
 
 def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

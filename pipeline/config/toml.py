@@ -26,10 +26,9 @@ def to_toml(config: RunConfig | TrainConfig) -> str:
     sections = asdict(config) if isinstance(config, RunConfig) else {"train": asdict(config)}
     lines = []
     for section, values in sections.items():
-        lines.append(f"[{section}]")
         # JSON's strings, numbers, booleans and lists are TOML's as well.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
-        lines.append("")
+        entries = (f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)
+        lines += [f"[{section}]", *entries, ""]
     return "\n".join(lines)
 
 

@@ -20,10 +20,7 @@ __all__ = ["Display", "LiveDisplay", "PlainDisplay", "create_display"]
 
 
 class Display:
-    """Shows a run; process 0 has one. `status`, `epoch` and `note` may come from another thread than the rest.
-
-    This one shows nothing.
-    """
+    """Shows a run, this one nothing. `status`, `epoch` and `note` may come from another thread than the rest."""
 
     def start(self, plan: RunPlan) -> None:
         """The layout, before training."""
@@ -97,13 +94,11 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """Tables and a bar that follow the run in a terminal.
-
-    There are at least `redraw_s` seconds between two drawings; each takes about 10 ms from the process of stage 0.
-    """
+    """Tables and a bar that follow the run in a terminal."""
 
     def __init__(self, console: Console, redraw_s: float = 0.5) -> None:
-        self._console, self._redraw_s = console, redraw_s
+        self._console = console
+        self._redraw_s = redraw_s  # at least, between two drawings; each takes about 10 ms from the process of stage 0
         self._drawn = -math.inf  # when
         self._plan: RunPlan | None = None
         self._live: Live | None = None

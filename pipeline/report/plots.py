@@ -39,7 +39,9 @@ _Values = Sequence[float | None] | None
 
 def save_curves(records: Sequence[EpochRecord], path: str | Path, title: str) -> None:
     """Errors against the epoch: of the network, and of every block's own classifier beside its local loss."""
-    figure = _figure(width=13.5, height=4.2)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")  # no global state knows it
     network, errors, losses = figure.subplots(1, 3)
     figure.suptitle(title, parse_math=False, fontsize=12)
     _draw(network, records, lambda r: [r.train_error_percent], {"training (running)": "#8c8c8c"})
@@ -117,10 +119,12 @@ def _block_colours(count: int) -> dict[str, Any]:
 
 def save_timeline(spans: Sequence[Span], path: str | Path) -> None:
     """What every stage does while a few batches pass, from the middle of the training part of a trace."""
+    from matplotlib.figure import Figure
+
     begin_ns, end_ns = _window(spans)
     shown = [span for span in spans if span.end_ns > begin_ns and span.start_ns < end_ns]
     stages = sorted({span.stage for span in spans})
-    figure = _figure(width=12, height=1.1 + 0.8 * max(len(stages), 1))
+    figure = Figure(figsize=(12, 1.1 + 0.8 * max(len(stages), 1)), layout="constrained")
     axes = figure.subplots()
     _draw_spans(axes, shown, begin_ns, end_ns)
     axes.set_yticks(stages, [f"stage {stage}" for stage in stages])
@@ -188,10 +192,3 @@ def _extent(spans: Iterable[Span]) -> tuple[int, int]:
 
 def _overlap_ns(spans: Sequence[Span], begin_ns: int, end_ns: int) -> int:
     return sum(max(0, min(span.end_ns, end_ns) - max(span.start_ns, begin_ns)) for span in spans)
-
-
-def _figure(*, width: float, height: float) -> Any:
-    """A figure that no global state knows."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")

@@ -49,22 +49,18 @@ _SHARES = {  # of a stage's time; glyphs differ because a terminal may have no c
 
 
 def title(plan: RunPlan) -> str:
-    return f"{plan.model} on {plan.dataset}, {plan.loss}, seed {plan.seed}: {_processes(plan)}, {_work(plan)}"
+    return f"{plan.model} on {plan.dataset}, {plan.loss}, seed {plan.seed}: {_size(plan)}"
 
 
-def _processes(plan: RunPlan) -> str:
-    return plural(plan.processes, "process", "processes") + (f" ({plan.transport})" if plan.processes > 1 else "")
-
-
-def _work(plan: RunPlan) -> str:
+def _size(plan: RunPlan) -> str:
+    processes = plural(plan.processes, "process", "processes") + (f" ({plan.transport})" if plan.processes > 1 else "")
     batches = f"{plural(plan.steps_per_epoch, 'batch', 'batches')} of {plan.batch_size}"
-    return f"{plural(plan.epochs, 'epoch')} of {plan.samples_per_epoch:,} images in {batches}"
+    return f"{processes}, {plural(plan.epochs, 'epoch')} of {plan.samples_per_epoch:,} images in {batches}"
 
 
 def header(plan: RunPlan) -> Text:
     model, dataset, loss = ((name, "bold") for name in (plan.model, plan.dataset, plan.loss))
-    rest = (f"{_processes(plan)}, {_work(plan)}", "dim")
-    return Text.assemble(model, " on ", dataset, ", ", loss, f", seed {plan.seed}\n", rest)
+    return Text.assemble(model, " on ", dataset, ", ", loss, f", seed {plan.seed}\n", (_size(plan), "dim"))
 
 
 def plan_table(plan: RunPlan, width: int) -> Table:
@@ -101,7 +97,7 @@ def live_view(plan: RunPlan, told: Sequence[StageStatus], width: int, height: in
     names = {index: name for stage in plan.stages for index, name in zip(stage.blocks, stage.names, strict=True)}
     bar = 16 if width >= _WIDE else 6
     room = width - bar - 30  # what the stages' numbers and the gaps take
-    sides = _grid()
+    sides = Table.grid(padding=(0, 2, 0, 0))
     sides.add_row(_stage_table(stages, bar), *_block_tables(scores, names, room, max(4, height - 4)))
     return Group(_progress(plan, stages[-1], width), sides)
 
@@ -122,7 +118,7 @@ def _progress(plan: RunPlan, last: StageStatus, width: int) -> RenderableType:
     share = min(last.samples / total, 1.0)
     text = f"{percent(share):>4}  {speed} images/s  {left} left  {phase:<8}"
     bar = ProgressBar(total=total, completed=share * total, width=max(8, min(60, width - len(epoch + text) - 5)))
-    grid = _grid()
+    grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_row(Text(epoch, style="bold"), bar, Text(text))
     return grid
 
@@ -189,8 +185,8 @@ def epoch_text(record: EpochRecord, epochs: int) -> Text:
 def score_rows(summary: Summary, last: EpochRecord | None, names: Sequence[str]) -> list[tuple[str, ...]]:
     """One row for each block's own classifier; loss and training error are the last epoch's."""
     homes = {block: str(index) for index, stage in enumerate(summary.stage) for block in stage.blocks}
-    empty = (None,) * len(names)
-    losses, errors = (last.block_loss, last.block_train_error_percent) if last else (empty, empty)
+    nothing = (None,) * len(names)
+    losses, errors = (last.block_loss, last.block_train_error_percent) if last else (nothing, nothing)
     columns = zip(names, losses, errors, summary.block_test_error_percent, strict=True)
     return [
         (str(index), name, homes.get(index, "-"), _loss(loss), _error(train, " %"), _error(test, " %"))
@@ -209,7 +205,6 @@ def score_table(summary: Summary, last: EpochRecord | None, names: Sequence[str]
 
 
 def stage_summary(summary: Summary) -> Table:
-    """Every stage over the whole run."""
     headings = ("stage", "device", "blocks", "busy", "waited for input", "for output", "peak memory", "sent")
     table = _table(*_columns(headings, left="device", no_wrap=False), title="every stage")
     for index, stage in enumerate(summary.stage):
@@ -231,15 +226,11 @@ def closing(summary: Summary, folder: str | None) -> list[tuple[str, str]]:
 
 
 def closing_grid(summary: Summary, folder: str | None) -> Table:
-    grid = _grid()
+    grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in closing(summary, folder):
         style = "bold" if label == "test error" else ""
         grid.add_row(Text(label, style="dim"), Text(text, style=style, overflow="fold"))
     return grid
-
-
-def _grid() -> Table:
-    return Table.grid(padding=(0, 2, 0, 0))
 
 
 def _table(*columns: Column | str, gap: int = 2, title: str | None = None) -> Table:

@@ -19,15 +19,11 @@ _FILES = ("config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "
 
 
 def default_folder(dataset: str, model: str, loss: str) -> str:
-    """`runs/<time>-<dataset>-<model>-<loss>`."""
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{dataset}-{model}-{loss}"
 
 
 class RunFolder:
-    """Creates the folder at once, so that a wrong path is found before any training.
-
-    Raises ConfigError if the folder holds a run already, or cannot be written.
-    """
+    """Creates the folder at once, so that a wrong path, or one that holds a run, is refused before any training."""
 
     def __init__(self, path: str, *, overwrite: bool) -> None:
         self.path = Path(path)
