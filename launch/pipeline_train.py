@@ -36,10 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, call, and return the exit status; failures leave by way of `_leave`."""
     try:
         command = _parse(arguments)
-        if command is None:
-            return 0
-        command.config.check_world(_WORLD_SIZE)
-        return _act(command)
+        if command is not None:
+            command.config.check_world(_WORLD_SIZE)
+            _act(command)
+        return 0
     except PipelineError as error:
         _leave(error)
     except Exception:
@@ -50,45 +50,30 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> Command | None:
     """The command, or None where `--help` was all; only process 0 prints the help."""
     quiet = contextlib.redirect_stdout(io.StringIO()) if _RANK else contextlib.nullcontext()
-    with quiet:
-        try:
-            return parse(arguments)
-        except SystemExit:
-            return None
+    with quiet, contextlib.suppress(SystemExit):
+        return parse(arguments)
+    return None
 
 
-def _act(command: Command) -> int:
-    """Do what was asked for; torch is imported no earlier than here."""
-    if command.list_recipes:
-        _print("\n".join(RECIPES))
+def _act(command: Command) -> None:
+    """Train, or let process 0 answer; torch is imported no earlier than here."""
+    config = command.config
+    if not (command.list_recipes or command.print_config or command.dry_run):
+        from pipeline.report.run_folder import default_folder
+        from pipeline.training import Options, run
+
+        output = command.output or default_folder(config.data.dataset, config.model.model, config.train.loss)
+        run(config, Options(output, command.overwrite, command.trace, show=True, quiet=command.quiet))
+    elif _RANK > 0:
+        return
+    elif command.list_recipes:
+        print("\n".join(RECIPES))
     elif command.print_config:
-        _print(to_toml(command.config).rstrip())
-    elif command.dry_run:
-        _dry_run(command)
+        print(to_toml(config).rstrip())
     else:
-        _train(command)
-    return 0
-
-
-def _print(text: str) -> None:
-    if _RANK == 0:
-        print(text)
-
-
-def _dry_run(command: Command) -> None:
-    if _RANK == 0:
         from pipeline.report.dry_run import dry_run
 
-        dry_run(command.config, _WORLD_SIZE)
-
-
-def _train(command: Command) -> None:
-    from pipeline.report.run_folder import default_folder
-    from pipeline.training import Options, run
-
-    config = command.config
-    output = command.output or default_folder(config.data.dataset, config.model.model, config.train.loss)
-    run(config, Options(output, command.overwrite, command.trace, show=True, quiet=command.quiet))
+        dry_run(config, _WORLD_SIZE)
 
 
 def _leave(error: PipelineError) -> NoReturn:
@@ -100,12 +85,6 @@ def _leave(error: PipelineError) -> NoReturn:
     if _WORLD_SIZE > 1:
         time.sleep(_HEAD_START_S if error.rank == _RANK else _GRACE_S)
     _exit(status)
-
-
-def _say_interrupted(name: str) -> None:
-    """One line from process 0. torchrun ends its processes with SIGTERM after a failure, which was reported."""
-    if _RANK == 0 and (name == "SIGINT" or _WORLD_SIZE == 1):
-        print(f"interrupted ({name}); the run was ended before its last epoch", file=sys.stderr)
 
 
 def _exit(status: int) -> NoReturn:
@@ -126,5 +105,7 @@ if __name__ == "__main__":
     try:
         _exit(main(sys.argv[1:]))
     except KeyboardInterrupt as interrupt:
-        _say_interrupted(str(interrupt))
+        # torchrun ends its processes with SIGTERM after a failure, which was reported.
+        if _RANK == 0 and (str(interrupt) == "SIGINT" or _WORLD_SIZE == 1):
+            print(f"interrupted ({interrupt}); the run was ended before its last epoch", file=sys.stderr)
         _exit(1)

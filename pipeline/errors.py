@@ -8,8 +8,7 @@ __all__ = ["ConfigError", "DataError", "PipelineError", "StageFailure", "first_l
 class PipelineError(Exception):
     """Base of all errors that carry a complete message for the user: what is wrong, the values, the remedy."""
 
-    rank: int = 0
-    """The process it came from, which is the one to print it."""
+    rank: int = 0  # the process it came from, which is the one to print it
 
 
 class ConfigError(PipelineError, ValueError):

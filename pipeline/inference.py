@@ -20,9 +20,7 @@ __all__ = ["load_model"]
 def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None) -> nn.Sequential:
     """The trained network of a run folder as an ordinary module in evaluation mode: images in, class scores out.
 
-    Args:
-        run_folder: of a finished run.
-        blocks: the network, where it was a user's own; filled in place. A named network is built anew.
+    `blocks` is the network where it was a user's own, filled in place; a named network is built anew.
 
     Raises:
         DataError: the folder holds no finished run, or weights that do not fit the network.

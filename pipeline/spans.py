@@ -15,9 +15,7 @@ from typing import Any
 
 __all__ = ["LANES", "Recorder", "Span"]
 
-LANES = ("compute", "send", "receive")
-"""Threads of a process: the stage itself, and the two that wait for transfers."""
-
+LANES = ("compute", "send", "receive")  # threads of a process: the stage itself, and the two that wait for transfers
 _LIMIT = 200_000  # spans a process keeps; at about 100 bytes each a long run must not eat the memory
 
 
@@ -35,17 +33,14 @@ class Span:
 
     @property
     def end_ns(self) -> int:
-        """When it ended."""
         return self.start_ns + self.duration_ns
 
 
 class Recorder:
     """Collects spans from the threads of one process; disabled it does nothing.
 
-    Args:
-        enabled: whether anything is recorded.
-        synchronize: waits for the device, so that a span covers the work it started; for GPUs.
-        limit: spans kept; those after are only counted, in `dropped`.
+    `synchronize` waits for a GPU, so that a span covers the work it started; spans after the first `limit` are only
+    counted, in `dropped`.
     """
 
     def __init__(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 from pipeline.errors import ConfigError
 
@@ -73,39 +72,33 @@ _PARTS = (
     LossSpec(name="predsim", prediction=True, similarity=True),
 )
 
-LOSSES: Mapping[str, LossSpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
-            LossSpec(name="glob", backpropagates=True),
-            *_PARTS,
-            *(replace(spec, name=f"{spec.name}-bio", bio=True) for spec in _PARTS),
-            *(replace(spec, name=f"glob+{spec.name}", backpropagates=True) for spec in _PARTS),
-        )
-    }
+_SPECS = (
+    LossSpec(name="glob", backpropagates=True),
+    *_PARTS,
+    *(replace(spec, name=f"{spec.name}-bio", bio=True) for spec in _PARTS),
+    *(replace(spec, name=f"glob+{spec.name}", backpropagates=True) for spec in _PARTS),
 )
+
+LOSSES: Mapping[str, LossSpec] = {spec.name: spec for spec in _SPECS}
 """The losses of the paper and its reference implementation (Nøkland & Eidnes 2019)."""
 
-POOL = "M"
-"""Entry of a plan that stands for a 2x2 max pooling; numbers are output channels of a 3x3 convolution."""
+POOL = "M"  # stands for a 2x2 max pooling in a plan, whose numbers are output channels of 3x3 convolutions
 
-VGG_PLANS: Mapping[str, tuple[int | str, ...]] = MappingProxyType(
-    {
-        "vgg6a": (128, "M", 256, "M", 512, "M", 512),
-        "vgg6b": (128, "M", 256, "M", 512, "M", 512, "M"),
-        "vgg8": (64, "M", 128, "M", 256, "M", 512, "M", 512, "M"),
-        "vgg8a": (128, 256, "M", 256, 512, "M", 512, "M", 512),
-        "vgg8b": (128, 256, "M", 256, 512, "M", 512, "M", 512, "M"),
-        "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
-        "vgg11b": (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M"),
-        "vgg13": (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
-        "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
-        "vgg19": (
-            *(64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M"),
-            *(512, 512, 512, 512, "M", 512, 512, 512, 512, "M"),
-        ),
-    }
-)
+VGG_PLANS: Mapping[str, tuple[int | str, ...]] = {
+    "vgg6a": (128, "M", 256, "M", 512, "M", 512),
+    "vgg6b": (128, "M", 256, "M", 512, "M", 512, "M"),
+    "vgg8": (64, "M", 128, "M", 256, "M", 512, "M", 512, "M"),
+    "vgg8a": (128, 256, "M", 256, 512, "M", 512, "M", 512),
+    "vgg8b": (128, 256, "M", 256, 512, "M", 512, "M", 512, "M"),
+    "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    "vgg11b": (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M"),
+    "vgg13": (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+    "vgg19": (
+        *(64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M"),
+        *(512, 512, 512, 512, "M", 512, 512, 512, 512, "M"),
+    ),
+}
 """The paper's VGG family (Nøkland & Eidnes 2019, appendix; vgg8b and vgg11b are its main networks)."""
 
 MODELS = ("mlp", *VGG_PLANS)
@@ -124,36 +117,29 @@ class DatasetInfo:
 
 
 # Means, deviations and augmentations are those of the reference recipes; its CIFAR constants are unusual but kept.
-DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
-    {
-        "digits": DatasetInfo((1, 16, 16), 10, (0.3054,), (0.3183,), crop_padding=1),
-        "mnist": DatasetInfo((1, 28, 28), 10, (0.1307,), (0.3081,), crop_padding=2),
-        "fashion_mnist": DatasetInfo((1, 28, 28), 10, (0.286,), (0.353,), crop_padding=2, flip=True),
-        "kmnist": DatasetInfo((1, 28, 28), 10, (0.1904,), (0.3475,)),
-        "cifar10": DatasetInfo(
-            (3, 32, 32), 10, (0.424, 0.415, 0.384), (0.283, 0.278, 0.284), crop_padding=4, flip=True
-        ),
-        "cifar100": DatasetInfo(
-            (3, 32, 32), 100, (0.438, 0.418, 0.377), (0.300, 0.287, 0.294), crop_padding=4, flip=True
-        ),
-        "svhn": DatasetInfo((3, 32, 32), 10, (0.431, 0.430, 0.446), (0.197, 0.198, 0.199)),
-        "stl10": DatasetInfo((3, 96, 96), 10, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)),
-        # Channel statistics of ImageNet, the usual choice for photographs.
-        "image_folder": DatasetInfo(None, None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True),
-        "synthetic": DatasetInfo((3, 32, 32), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_padding=4, flip=True),
-    }
-)
+DATASETS: Mapping[str, DatasetInfo] = {
+    "digits": DatasetInfo((1, 16, 16), 10, (0.3054,), (0.3183,), crop_padding=1),
+    "mnist": DatasetInfo((1, 28, 28), 10, (0.1307,), (0.3081,), crop_padding=2),
+    "fashion_mnist": DatasetInfo((1, 28, 28), 10, (0.286,), (0.353,), crop_padding=2, flip=True),
+    "kmnist": DatasetInfo((1, 28, 28), 10, (0.1904,), (0.3475,)),
+    "cifar10": DatasetInfo((3, 32, 32), 10, (0.424, 0.415, 0.384), (0.283, 0.278, 0.284), crop_padding=4, flip=True),
+    "cifar100": DatasetInfo((3, 32, 32), 100, (0.438, 0.418, 0.377), (0.300, 0.287, 0.294), crop_padding=4, flip=True),
+    "svhn": DatasetInfo((3, 32, 32), 10, (0.431, 0.430, 0.446), (0.197, 0.198, 0.199)),
+    "stl10": DatasetInfo((3, 96, 96), 10, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)),
+    # Channel statistics of ImageNet, the usual choice for photographs.
+    "image_folder": DatasetInfo(None, None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True),
+    "synthetic": DatasetInfo((3, 32, 32), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_padding=4, flip=True),
+}
 
 
 def block_count(model: str, hidden_layers: int) -> int:
     """Number of blocks of a named network, hidden fully connected blocks and the output layer included."""
-    convolutions = 0 if model == "mlp" else sum(entry != POOL for entry in VGG_PLANS[model])
-    return convolutions + hidden_layers + 1
+    return len(VGG_PLANS.get(model, ())) - pool_count(model) + hidden_layers + 1
 
 
 def pool_count(model: str) -> int:
-    """Number of 2x2 poolings of a named network."""
-    return 0 if model == "mlp" else sum(entry == POOL for entry in VGG_PLANS[model])
+    """Number of 2x2 poolings of a named network; mlp has none."""
+    return VGG_PLANS.get(model, ()).count(POOL)
 
 
 def stem_stride(side: int) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pipeline.config.data import DataConfig
@@ -26,14 +25,8 @@ EPILOG = "Without --dataset, --model, --recipe or --config the recipe `digits` i
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """Where the flags start from."""
-
-    recipe: str | None = option(
-        None, "a named complete configuration", metavar="NAME", shown="", given=", ".join(RECIPES)
-    )
-    config: str | None = option(
-        None, "config.toml of an earlier run; other flags override it", metavar="FILE", shown=""
-    )
+    recipe: str | None = option(None, "a named complete configuration", metavar="NAME", given=", ".join(RECIPES))
+    config: str | None = option(None, "config.toml of an earlier run; other flags override it", metavar="FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,31 +37,24 @@ class Command:
     list_recipes: bool = option(False, "name the recipes and leave")
     output: str | None = option(None, "run folder", metavar="DIR", shown="runs/<time>-<dataset>-<model>-<loss>")
     overwrite: bool = option(False, "replace a run that the folder holds")
-    trace: str | None = option(None, "timeline of every stage in Chrome trace format", metavar="FILE", shown="")
+    trace: str | None = option(None, "timeline of every stage in Chrome trace format", metavar="FILE")
     dry_run: bool = option(False, "configuration, split, shapes and cost of each stage, no training")
     print_config: bool = option(False, "effective configuration as TOML")
     quiet: bool = option(False, "no live display")
 
 
-GROUPS: Mapping[str, tuple[type, ...]] = MappingProxyType(
-    {
-        "data": (DataConfig,),
-        "network": (ModelConfig,),
-        "method": (Method,),
-        "schedule": (Schedule,),
-        "placement": (Placement,),
-        "run": (_Start, Command),
-    }
-)
-"""The flags under the headings of `--help`: fields of these classes."""
+GROUPS: Mapping[str, tuple[type, ...]] = {  # the headings of `--help`, and the classes whose fields are the flags
+    "data": (DataConfig,),
+    "network": (ModelConfig,),
+    "method": (Method,),
+    "schedule": (Schedule,),
+    "placement": (Placement,),
+    "run": (_Start, Command),
+}
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """Read the flags over recipe, configuration file and defaults.
-
-    Raises:
-        ConfigError: an unknown flag, a value out of range, or a combination that cannot be trained.
-    """
+    """Read the flags over recipe, configuration file and defaults. Raises ConfigError for what cannot be trained."""
     given = vars(_parser().parse_args(arguments))
     start, call = _Start(**_take(given, _Start)), _take(given, Command)
     return Command(config=override(_base(start, given), given), **call)
@@ -107,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for title, parts in GROUPS.items():
         group = parser.add_argument_group(title)
-        for f, told in (pair for part in parts for pair in described(part)):
+        for f, told in described(*parts):
             kind = str(f.type)
             reader = _KINDS.get(kind) or _KINDS[kind.removesuffix(" | None")]
             value = {"metavar": told.metavar} if told.metavar else {}
@@ -115,47 +101,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+def _reader(read: Callable[[str], Any], wrong: str) -> Callable[[str], Any]:
+    """`read` as argparse wants it: what cannot be read is told in words, which argparse's own are not."""
+
+    def told(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is {wrong}") from None
+
+    return told
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _counts(text: str) -> tuple[int, ...] | None:
-    if text == "auto":
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor block counts such as 3,2,2,1") from None
+def _split(text: str) -> tuple[int, ...] | None:
+    return None if text == "auto" else tuple(int(part) for part in text.split(","))
 
 
 def _segments(text: str) -> tuple[int, ...] | int | None:
     if text == "block":
         return None
-    try:
-        return tuple(int(part) for part in text.split(",")) if "," in text else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither block, nor a number of segments, nor block counts such as 3,3,2"
-        ) from None
+    return _split(text) if "," in text else int(text)
 
+
+_WHOLE = _reader(int, "not a whole number")
 
 # How a flag is read, by the annotation of its field.
 _KINDS: Mapping[str, Mapping[str, Any]] = {
     "bool": {"action": "store_true"},
     "str": {"type": str},
-    "int": {"type": _whole},
-    "float": {"type": _number},
-    "tuple[int, ...]": {"type": _whole, "nargs": "+"},
-    "tuple[int, ...] | None": {"type": _counts},
-    "tuple[int, ...] | int | None": {"type": _segments},
+    "int": {"type": _WHOLE},
+    "float": {"type": _reader(float, "not a number")},
+    "tuple[int, ...]": {"type": _WHOLE, "nargs": "+"},
+    "tuple[int, ...] | None": {"type": _reader(_split, "neither auto nor block counts such as 3,2,2,1")},
+    "tuple[int, ...] | int | None": {
+        "type": _reader(_segments, "neither block, nor a number of segments, nor block counts such as 3,3,2")
+    },
 }

@@ -1,4 +1,4 @@
-"""Which images are learned."""
+"""Which images are learned, where they lie, and how they are altered for training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ __all__ = ["DataConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, where they lie, and how they are altered for training."""
-
     dataset: str = option("digits", "images", tuple(DATASETS))
     data_dir: str = option("./data", "root folder in torchvision's layout", metavar="DIR")
     download: bool = option(False, "let torchvision fetch what is missing")

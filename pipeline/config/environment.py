@@ -10,8 +10,6 @@ __all__ = ["Environment", "environment"]
 
 @dataclass(frozen=True)
 class Environment:
-    """Where torchrun put this process."""
-
     rank: int
     world_size: int
     local_rank: int
@@ -23,8 +21,5 @@ def environment() -> Environment:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     return Environment(
-        rank,
-        world_size,
-        int(os.environ.get("LOCAL_RANK", rank)),
-        int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+        rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     )

@@ -49,23 +49,14 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a field says of itself.
+    """What a field says of itself."""
 
-    Args:
-        text: its meaning.
-        allowed: numbers within bounds, or one of a few texts; None is anything.
-        shown: the default as a reader sees it.
-        metavar: stands for the value; empty for a switch, which is off by default.
-        given: what may be given, where `allowed` does not say it.
-        doc: its meaning for docs/flags.md, where that takes more words than `--help` has room for.
-    """
-
-    text: str
-    allowed: Bounds | tuple[str, ...] | None
-    shown: str
-    metavar: str
-    given: str = ""
-    doc: str = ""
+    text: str  # its meaning
+    allowed: Bounds | tuple[str, ...] | None  # numbers within bounds, or one of a few texts; None is anything
+    shown: str  # the default as a reader sees it
+    metavar: str  # stands for the value; empty for a switch, which is off by default
+    given: str = ""  # what may be given, where `allowed` does not say it
+    doc: str = ""  # its meaning for docs/flags.md, where that takes more words than `--help` has room for
 
     @property
     def values(self) -> str:
@@ -74,34 +65,22 @@ class Option:
 
     @property
     def help(self) -> str:
-        """The line of `--help`."""
         return self.text + (f": {self.values}" if self.values else "") + (f" ({self.shown})" if self.shown else "")
 
 
-def option(
-    default: T,
-    text: str,
-    allowed: Bounds | tuple[str, ...] | None = None,
-    *,
-    shown: str | None = None,
-    metavar: str | None = None,
-    given: str = "",
-    doc: str = "",
-) -> T:
-    """A field with a default, described by an Option."""
-    if shown is None:
-        shown = f"{default:g}" if isinstance(default, int | float) else str(default)
+def option(default: T, text: str, allowed: Bounds | tuple[str, ...] | None = None, **words: str) -> T:
+    """A field with a default, described by an Option; which of its `words` are not given follow from the default."""
+    shown = f"{default:g}" if isinstance(default, int | float) else str(default or "")
+    metavar = {float: "F", str: "NAME"}.get(type(default), "N")
     if isinstance(default, bool):
         shown = metavar = ""
-    elif metavar is None:
-        metavar = {float: "F", str: "NAME"}.get(type(default), "N")
-    told = Option(text=text, allowed=allowed, shown=shown, metavar=metavar, given=given, doc=doc)
+    told = Option(text=text, allowed=allowed, **{"shown": shown, "metavar": metavar, **words})
     return field(default=default, metadata={"option": told})
 
 
-def described(config: type) -> Iterator[tuple[Field[Any], Option]]:
-    """The fields of a configuration that are flags."""
-    return ((f, f.metadata["option"]) for f in fields(config) if "option" in f.metadata)
+def described(*configs: type) -> Iterator[tuple[Field[Any], Option]]:
+    """The fields of configurations that are flags."""
+    return ((f, f.metadata["option"]) for config in configs for f in fields(config) if "option" in f.metadata)
 
 
 def check_fields(config: object, part: type) -> None:

@@ -21,11 +21,10 @@ This page is printed by `python -m pipeline.config.flags_page`.
 
 
 def flags_page() -> str:
-    """The page: a table for each group of flags."""
     lines = [_OPENING]
     for title, parts in GROUPS.items():
         lines += [f"## {title.capitalize()}", "", "| flag | meaning | values | default |", "| --- | --- | --- | --- |"]
-        for f, told in (pair for part in parts for pair in described(part)):
+        for f, told in described(*parts):
             flag = f"{flag_name(f.name)} {told.metavar}".rstrip()
             default = told.shown.replace("<", r"\<") if told.metavar else "off"
             lines.append(f"| `{flag}` | {told.doc or told.text} | {told.values} | {default} |")

@@ -13,8 +13,6 @@ __all__ = ["ModelConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A network by name."""
-
     model: str = option("vgg8b", "network", MODELS)
     width: float = option(1.0, "multiplies the channels of a convolutional network", Bounds(0.0, 64.0, open_low=True))
     hidden_units: int = option(1024, "units of each hidden fully connected layer", Bounds(1))

@@ -47,11 +47,10 @@ class Placement:
         name, _, number = self.device.partition(":")
         if self.device not in ("auto", "cpu", "cuda") and not (name == "cuda" and number.isdecimal()):
             raise ConfigError(f"--device is {self.device!r}; choose auto, cpu, cuda or cuda:N")
-        if self.split is not None:
-            object.__setattr__(self, "split", tuple(self.split))
-            self._check_split(self.split)
-
-    def _check_split(self, split: tuple[int, ...]) -> None:
+        if self.split is None:
+            return
+        split = tuple(self.split)  # TOML gives a list
+        object.__setattr__(self, "split", split)
         if not split or any(not isinstance(n, int) or n < 1 for n in split):
             raise ConfigError(
                 f"--split is {joined(split)!r}; give auto or block counts of at least 1, such as 3,2,2,1"

@@ -1,4 +1,4 @@
-"""When things happen in a run."""
+"""When things happen in a run: how long is trained, and when is looked."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ __all__ = ["Schedule"]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long is trained, and when is looked."""
-
     epochs: int = option(10, "passes over the training samples", Bounds(1), shown="the recipe's; 10 without")
     eval_every: int = option(1, "epochs between evaluations; the last epoch always has one", Bounds(1))
 

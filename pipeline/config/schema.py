@@ -33,17 +33,14 @@ class TrainConfig(Placement, Schedule, Method):  # fields come in the reverse or
         if self.segments is None:
             return
         named, stages = f"--segments {self.segments_text}", self.stage_count(world_size)
-        if isinstance(self.segments, int):
-            count = self.segments
-            if count > blocks:
-                raise ConfigError(f"{named} for a network of {blocks} blocks leaves some empty; use at most {blocks}")
-        else:
-            count = len(self.segments)
-            if sum(self.segments) != blocks:
-                raise ConfigError(
-                    f"{named} covers {sum(self.segments)} blocks, but the network has {blocks}; make the counts add "
-                    f"up to {blocks}"
-                )
+        count = len(self.segments) if isinstance(self.segments, tuple) else self.segments
+        if isinstance(self.segments, int) and count > blocks:
+            raise ConfigError(f"{named} for a network of {blocks} blocks leaves some empty; use at most {blocks}")
+        if isinstance(self.segments, tuple) and sum(self.segments) != blocks:
+            raise ConfigError(
+                f"{named} covers {sum(self.segments)} blocks, but the network has {blocks}; make the counts add "
+                f"up to {blocks}"
+            )
         if stages > count:
             raise ConfigError(
                 f"{stages} stages for the {count} segments of {named} leave stages empty; use at most {count} stages, "
@@ -79,21 +76,13 @@ class RunConfig:
         self.train.check_blocks(self.model.blocks, world_size)
 
 
-SECTIONS: Mapping[str, type[DataConfig] | type[ModelConfig] | type[TrainConfig]] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "train": TrainConfig,
-}
-
-
-def section_of(name: str) -> str:
-    """The section of RunConfig that holds a field."""
-    return next(s for s, cls in SECTIONS.items() if name in {f.name for f in fields(cls)})
+SECTIONS: Mapping[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
 
 
 def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """`config` with the named fields replaced, whichever section holds them."""
-    changed = {s: {k: v for k, v in values.items() if section_of(k) == s} for s in SECTIONS}
+    home = {f.name: section for section, cls in SECTIONS.items() for f in fields(cls)}
+    changed = {section: {k: v for k, v in values.items() if home[k] == section} for section in SECTIONS}
     if "loss" in values and "beta" not in values and changed["train"]["loss"] != config.train.loss:
         changed["train"]["beta"] = None  # the default follows the loss
     if "split" in values and "stages" not in values:
@@ -102,8 +91,4 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         changed["train"]["split"] = None
     if "model" in values and "hidden_layers" not in values and changed["model"]["model"] != config.model.model:
         changed["model"]["hidden_layers"] = None
-    return RunConfig(
-        data=replace(config.data, **changed["data"]),
-        model=replace(config.model, **changed["model"]),
-        train=replace(config.train, **changed["train"]),
-    )
+    return replace(config, **{s: replace(getattr(config, s), **found) for s, found in changed.items()})

@@ -7,18 +7,17 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.method import Method
-from pipeline.config.schema import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config.schema import SECTIONS, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 
 __all__ = ["GONE", "from_toml", "read_model", "read_toml", "to_toml"]
 
-GONE: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"train.locality": ("--segments", "drop the entry, or give segments = [3, 5], the blocks of each group")}
-)
+GONE: Mapping[str, tuple[str, str]] = {
+    "train.locality": ("--segments", "drop the entry, or give segments = [3, 5], the blocks of each group"),
+}
 """Entries that older versions wrote: the flag that has replaced each, and what to do about it."""
 
 
@@ -27,10 +26,9 @@ def to_toml(config: RunConfig | TrainConfig) -> str:
     sections = asdict(config) if isinstance(config, RunConfig) else {"train": asdict(config)}
     lines = []
     for section, values in sections.items():
-        lines.append(f"[{section}]")
         # JSON's strings, numbers, booleans and lists are TOML's as well.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
-        lines.append("")
+        entries = (f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)
+        lines += [f"[{section}]", *entries, ""]
     return "\n".join(lines)
 
 
@@ -42,11 +40,8 @@ def from_toml(text: str, source: str = "the configuration", gone: Mapping[str, t
             raise ConfigError(f"{source} has an unknown section [{section}]; known are {', '.join(SECTIONS)}")
         for key, value in values.items():
             _check_entry(source, section, key, value, gone)
-    return RunConfig(
-        data=DataConfig(**table.get("data", {})),
-        model=ModelConfig(**table.get("model", {})),
-        train=TrainConfig(**table.get("train", {})),
-    )
+    sections: dict[str, Any] = {name: section(**table.get(name, {})) for name, section in SECTIONS.items()}
+    return RunConfig(**sections)
 
 
 def read_toml(path: str) -> RunConfig:

@@ -12,36 +12,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.report import render
 from pipeline.report.records import EpochRecord, RunPlan, Summary
-from pipeline.report.render import (
-    HEADINGS,
-    MARK,
-    closing,
-    closing_grid,
-    count,
-    epoch_line,
-    epoch_text,
-    header,
-    live_view,
-    percent,
-    plan_table,
-    plural,
-    score_rows,
-    score_table,
-    span_of,
-    stage_summary,
-    title,
-)
 from pipeline.transport.messages import StageStatus
 
 __all__ = ["Display", "LiveDisplay", "PlainDisplay", "create_display"]
 
 
 class Display:
-    """Shows a run; process 0 has one. `status`, `epoch` and `note` may come from another thread than the rest.
-
-    This one shows nothing.
-    """
+    """Shows a run, this one nothing. `status`, `epoch` and `note` may come from another thread than the rest."""
 
     def start(self, plan: RunPlan) -> None:
         """The layout, before training."""
@@ -80,39 +59,34 @@ class PlainDisplay(Display):
         self._last: EpochRecord | None = None
 
     def start(self, plan: RunPlan) -> None:
-        """A line for the run, for each stage and for each note."""
         self._epochs = plan.epochs
-        self._line(title(plan))
+        self._line(render.title(plan))
         for index, stage in enumerate(plan.stages):
+            parameters, heads = render.count(stage.parameters), render.count(stage.parameters_local_heads)
             self._line(
-                f"stage {index}: process {stage.rank}, {stage.device}, {plural(stage.threads, 'thread')}, "
-                f"blocks {span_of(stage.blocks)}, {count(stage.parameters)} parameters "
-                f"(+ {count(stage.parameters_local_heads)} in local heads), {percent(stage.cost_share)} of the cost"
+                f"stage {index}: process {stage.rank}, {stage.device}, {render.plural(stage.threads, 'thread')}, "
+                f"blocks {render.span_of(stage.blocks)}, {parameters} parameters (+ {heads} in local heads), "
+                f"{render.percent(stage.cost_share)} of the cost"
             )
         for note in plan.notes:
             self.note(note)
 
     def epoch(self, record: EpochRecord) -> None:
-        """One line."""
         self._last = record
-        self._line(epoch_line(record, self._epochs))
+        self._line(render.epoch_line(record, self._epochs))
 
     def note(self, text: str) -> None:
-        """One line."""
         self._line(f"note: {text}")
 
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
-        """The summary table as aligned text."""
-        rows = [HEADINGS, *score_rows(summary, self._last, names)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+        rows = [render.HEADINGS, *render.score_rows(summary, self._last, names)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        sides = ["<" if heading == "layer" else ">" for heading in render.HEADINGS]
         for row in rows:
-            cells = [
-                text.ljust(width) if heading == "layer" else text.rjust(width)
-                for text, width, heading in zip(row, widths, HEADINGS, strict=True)
-            ]
-            self._line("  ".join(cells) + (f"  {MARK}" if row is rows[-1] else ""))
-        self._line("stages busy: " + ", ".join(percent(stage.busy_fraction) for stage in summary.stage))
-        for label, text in closing(summary, folder):
+            cells = (f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths, strict=True))
+            self._line("  ".join(cells) + (f"  {render.MARK}" if row is rows[-1] else ""))
+        self._line("stages busy: " + ", ".join(render.percent(stage.busy_fraction) for stage in summary.stage))
+        for label, text in render.closing(summary, folder):
             self._line(f"{label}: {text}")
 
     def _line(self, text: str) -> None:
@@ -120,15 +94,11 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """Tables and a bar that follow the run in a terminal.
-
-    Args:
-        console: the terminal.
-        redraw_s: seconds between two drawings at least; each takes about 10 ms from the process of stage 0.
-    """
+    """Tables and a bar that follow the run in a terminal."""
 
     def __init__(self, console: Console, redraw_s: float = 0.5) -> None:
-        self._console, self._redraw_s = console, redraw_s
+        self._console = console
+        self._redraw_s = redraw_s  # at least, between two drawings; each takes about 10 ms from the process of stage 0
         self._drawn = -math.inf  # when
         self._plan: RunPlan | None = None
         self._live: Live | None = None
@@ -137,58 +107,46 @@ class LiveDisplay(Display):
         self._lock = threading.Lock()  # the gatherer's thread shows while the main thread closes
 
     def start(self, plan: RunPlan) -> None:
-        """The table of stages; the live view begins."""
         self._plan = plan
-        for line in header(plan):
-            self._console.print(line)
-        self._console.print(plan_table(plan, self._console.width))
+        self._console.print(render.header(plan))
+        self._console.print(render.plan_table(plan, self._console.width))
         for text in plan.notes:
             self.note(text)
-        live = Live(
-            live_view(plan, (), self._console.width, self._console.height),
+        self._live = Live(
+            render.live_view(plan, (), *self._console.size),
             console=self._console,
             auto_refresh=False,  # drawing takes time from stage 0's process: only when there is something new
             transient=True,
             redirect_stderr=sys.stderr.isatty(),  # else what goes to a file would land here
         )
-        self._live = live
-        live.start()
+        self._live.start()
         self._console.show_cursor(True)  # so that a killed process leaves nothing to restore
 
     def status(self, stages: Sequence[StageStatus]) -> None:
-        """Refresh the bar and the tables."""
         stages = sorted(stages, key=lambda stage: stage.stage)
         with self._lock:
             early = time.monotonic() - self._drawn < self._redraw_s
             if self._live is None or self._plan is None or early or stages == self._shown:
                 return
             self._shown, self._drawn = stages, time.monotonic()
-            view = live_view(self._plan, stages, self._console.width, self._console.height)
-            self._live.update(view, refresh=True)
+            self._live.update(render.live_view(self._plan, stages, *self._console.size), refresh=True)
 
     def epoch(self, record: EpochRecord) -> None:
-        """A line above the live view."""
         self._last = record
         epochs = 0 if self._plan is None else self._plan.epochs
-        self._console.print(epoch_text(record, epochs), soft_wrap=True)
+        self._console.print(render.epoch_text(record, epochs), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """A line above the live view."""
         self._console.print(Text.assemble(("note: ", "yellow"), text))
 
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
-        """The summary tables."""
         self.close()
-        for view in (
-            score_table(summary, self._last, names),
-            stage_summary(summary),
-            closing_grid(summary, folder),
-        ):
+        scores = render.score_table(summary, self._last, names)
+        for view in (scores, render.stage_summary(summary), render.closing_grid(summary, folder)):
             self._console.print()
             self._console.print(view)
 
     def close(self) -> None:
-        """End the live view."""
         with self._lock:
             live, self._live = self._live, None
         if live is not None:

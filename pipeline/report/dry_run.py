@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
 from pipeline.learning.balance import members
 from pipeline.learning.numerics import Numerics
-from pipeline.network.spec import BlockShape, Network, infer_shapes
+from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import named_network
 from pipeline.runtime.agreement import count_segments, decide_split
 
@@ -30,32 +29,24 @@ def dry_run(config: RunConfig, world_size: int) -> None:
     train = count_segments(config.train, shapes, world_size)
     numerics = Numerics(torch.device("cpu"))
     split, costs, unit = decide_split(train, network, shapes, classes, world_size, numerics)
+    table = Table(title=f"Stages (cost: {unit})")
+    for name in ("stage", "block", "layer", "takes", "hands on", "cost %"):
+        table.add_column(name, justify="right" if name in ("stage", "block", "cost %") else "left")
+    for stage, blocks in enumerate(members(split)):
+        for block in blocks:
+            takes, hands = ("x".join(map(str, sides)) for sides in (shapes[block].inputs, shapes[block].outputs))
+            share = f"{100 * costs[block] / sum(costs):.1f}"
+            table.add_row(str(stage), str(block), network[block].name, takes, hands, share)
+        table.add_section()
     console = Console()
     console.print(to_toml(replace(config, train=train)), markup=False, highlight=False)
-    console.print(_table(network, shapes, split, costs, unit))
+    console.print(table)
 
 
 def _sizes(config: RunConfig) -> tuple[tuple[int, ...], int]:
     info = DATASETS[config.data.dataset]
     if info.shape is not None and info.classes is not None:
         return info.shape, info.classes
-    batches = Batches.from_config(
-        config.data, seed=config.train.seed, batch_size=config.train.batch_size, device=torch.device("cpu")
-    )
+    cpu, train = torch.device("cpu"), config.train
+    batches = Batches.from_config(config.data, seed=train.seed, batch_size=train.batch_size, device=cpu)
     return tuple(batches.shape), batches.classes
-
-
-def _table(
-    network: Network, shapes: Sequence[BlockShape], split: Sequence[int], costs: Sequence[float], unit: str
-) -> Table:
-    table = Table(title=f"Stages (cost: {unit})")
-    for name in ("stage", "block", "layer", "takes", "hands on", "cost %"):
-        table.add_column(name, justify="right" if name in ("stage", "block", "cost %") else "left")
-    whole = sum(costs)
-    for stage, blocks in enumerate(members(split)):
-        for block in blocks:
-            takes, hands = ("x".join(map(str, s)) for s in (shapes[block].inputs, shapes[block].outputs))
-            share = f"{100 * costs[block] / whole:.1f}"
-            table.add_row(str(stage), str(block), network[block].name, takes, hands, share)
-        table.add_section()
-    return table

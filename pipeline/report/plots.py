@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ _COLOURS = {
     "send": "#fd9a4d",
     "evaluate": "#756bb1",
 }
+_RED = "#c0392b"  # the network's test error
 _LABELS = {"step": "forward + update"}
 _WORK = ("forward", "step", "update")
 _BATCHES = 7  # how many batches a timeline shows
@@ -36,47 +39,41 @@ _Values = Sequence[float | None] | None
 
 def save_curves(records: Sequence[EpochRecord], path: str | Path, title: str) -> None:
     """Errors against the epoch: of the network, and of every block's own classifier beside its local loss."""
-    figure, (network, errors, losses) = _figure(columns=3, width=13.5, height=4.2)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")  # no global state knows it
+    network, errors, losses = figure.subplots(1, 3)
     figure.suptitle(title, parse_math=False, fontsize=12)
-    _draw(network, records, lambda r: [r.train_error_percent], ["training (running)"], ["#8c8c8c"])
-    _draw(network, records, lambda r: [r.test_error_percent], ["test"], ["#c0392b"])
+    _draw(network, records, lambda r: [r.train_error_percent], {"training (running)": "#8c8c8c"})
+    _draw(network, records, lambda r: [r.test_error_percent], {"test": _RED})
     _finish_axes(network, "the network", "error %")
     if network.lines:
         network.legend(fontsize=8, frameon=False)
 
     tested = any(value is not None for r in records for value in r.block_test_error_percent or ())
-    count = max((len(r.block_loss) for r in records), default=0)
-    labels, colours = _block_labels(count), _block_colours(count)
-    _draw(errors, records, _block_test_errors if tested else _block_train_errors, labels, colours)
+    colours = _block_colours(max((len(r.block_loss) for r in records), default=0))
+    kind = "block_test_error_percent" if tested else "block_train_error_percent"
+    _draw(errors, records, attrgetter(kind), colours)
     _finish_axes(errors, f"every block's own classifier, {'test' if tested else 'training'}", "error %")
-    _draw(losses, records, lambda r: r.block_loss, labels, colours)
+    _draw(losses, records, attrgetter("block_loss"), colours)
     _finish_axes(losses, "every block's local loss", "loss", logarithmic=True)
-    _legend_of_blocks(figure, labels, errors, losses)
+    lines = {line.get_label(): line for axes in (errors, losses) for line in axes.lines}
+    shown = [label for label in colours if label in lines]  # blocks without values are left out
+    if shown:
+        figure.legend([lines[label] for label in shown], shown, loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
 
 
-def _block_test_errors(record: EpochRecord) -> _Values:
-    return record.block_test_error_percent
-
-
-def _block_train_errors(record: EpochRecord) -> _Values:
-    return record.block_train_error_percent
-
-
 def _draw(
-    axes: Any,
-    records: Sequence[EpochRecord],
-    values: Callable[[EpochRecord], _Values],
-    labels: Sequence[str],
-    colours: Sequence[Any],
+    axes: Any, records: Sequence[EpochRecord], values: Callable[[EpochRecord], _Values], colours: Mapping[str, Any]
 ) -> None:
-    """One line for each label, through the epochs that have a value."""
-    for index, (label, colour) in enumerate(zip(labels, colours, strict=True)):
+    """One line for each label, in its colour, through the epochs that have a value."""
+    for index, (label, colour) in enumerate(colours.items()):
         points = [(r.epoch, found[index]) for r in records if (found := values(r)) is not None]
         seen = [(epoch, value) for epoch, value in points if value is not None and math.isfinite(value)]
         if not seen:
             continue
-        if len(labels) == 1:
+        if len(colours) == 1:
             label = f"{label}, last {seen[-1][1]:.2f} %"
         marker = "o" if len(seen) <= 30 else ""
         axes.plot(*zip(*seen, strict=True), "-", color=colour, marker=marker, markersize=3, linewidth=1.4, label=label)
@@ -111,32 +108,24 @@ def _logarithmic(axes: Any) -> None:
     axes.tick_params(axis="y", which="minor", labelsize=8)
 
 
-def _block_labels(count: int) -> list[str]:
-    return [f"block {index}" for index in range(count - 1)] + ["output layer"] * (count > 0)
-
-
-def _block_colours(count: int) -> list[Any]:
+def _block_colours(count: int) -> dict[str, Any]:
     """Early blocks light, late ones dark, the output layer in the colour of the network's test error."""
     from matplotlib import colormaps
 
-    palette = colormaps["viridis_r"]
-    return [palette(0.1 + 0.9 * index / max(count - 2, 1)) for index in range(count - 1)] + ["#c0392b"] * (count > 0)
-
-
-def _legend_of_blocks(figure: Any, labels: Sequence[str], *panels: Any) -> None:
-    """One legend for the panels that share the blocks' colours; blocks without values are left out."""
-    lines = {line.get_label(): line for axes in panels for line in axes.lines}
-    shown = [label for label in labels if label in lines]
-    if shown:
-        figure.legend([lines[label] for label in shown], shown, loc="outside right center", fontsize=8, frameon=False)
+    palette, hidden = colormaps["viridis_r"], count - 1
+    colours = {f"block {index}": palette(0.1 + 0.9 * index / max(hidden - 1, 1)) for index in range(hidden)}
+    return colours | ({"output layer": _RED} if count else {})
 
 
 def save_timeline(spans: Sequence[Span], path: str | Path) -> None:
     """What every stage does while a few batches pass, from the middle of the training part of a trace."""
+    from matplotlib.figure import Figure
+
     begin_ns, end_ns = _window(spans)
     shown = [span for span in spans if span.end_ns > begin_ns and span.start_ns < end_ns]
     stages = sorted({span.stage for span in spans})
-    figure, (axes,) = _figure(columns=1, width=12, height=1.1 + 0.8 * max(len(stages), 1))
+    figure = Figure(figsize=(12, 1.1 + 0.8 * max(len(stages), 1)), layout="constrained")
+    axes = figure.subplots()
     _draw_spans(axes, shown, begin_ns, end_ns)
     axes.set_yticks(stages, [f"stage {stage}" for stage in stages])
     axes.set_ylim(max(stages, default=0) + 0.55, min(stages, default=0) - 0.55)
@@ -185,31 +174,21 @@ def _window(spans: Sequence[Span]) -> tuple[int, int]:
     last = max((span.stage for span in spans), default=0)
     work = [s for s in spans if s.stage == last and s.kind == "train" and s.name in _WORK]
     if not work:
-        return min((s.start_ns for s in spans), default=0), max((s.end_ns for s in spans), default=0)
-    times: dict[int, tuple[int, int]] = {}
+        return _extent(spans)
+    by_step: dict[int, list[Span]] = defaultdict(list)
     for span in work:
-        begin_ns, end_ns = times.get(span.step, (span.start_ns, span.end_ns))
-        times[span.step] = min(begin_ns, span.start_ns), max(end_ns, span.end_ns)
-    steps = sorted(times)
+        by_step[span.step].append(span)
+    steps = [by_step[step] for step in sorted(by_step)]
     starts = sorted(range(max(1, len(steps) - _BATCHES + 1)), key=lambda i: abs(2 * i + _BATCHES - len(steps)))
-    windows = [_around([times[step] for step in steps[i : i + _BATCHES]]) for i in starts[:_CANDIDATES]]
+    windows = [_extent(chain.from_iterable(steps[i : i + _BATCHES])) for i in starts[:_CANDIDATES]]
     tests = [span for span in spans if span.name == "evaluate"]
     return min(windows, key=lambda window: _overlap_ns(tests, *window))  # the first of the best is nearest the middle
 
 
-def _around(times: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    return min(begin for begin, _ in times), max(end for _, end in times)
+def _extent(spans: Iterable[Span]) -> tuple[int, int]:
+    times = [(span.start_ns, span.end_ns) for span in spans]
+    return min((start for start, _ in times), default=0), max((end for _, end in times), default=0)
 
 
 def _overlap_ns(spans: Sequence[Span], begin_ns: int, end_ns: int) -> int:
     return sum(max(0, min(span.end_ns, end_ns) - max(span.start_ns, begin_ns)) for span in spans)
-
-
-def _figure(*, columns: int, width: float, height: float) -> tuple[Any, tuple[Any, ...]]:
-    """A figure that no global state knows, and its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, tuple(figure.add_subplot(1, columns, column + 1) for column in range(columns))

@@ -45,7 +45,6 @@ class EpochRecord:
     stage: tuple[dict[str, Any], ...]
 
     def to_json(self) -> str:
-        """The record as one line."""
         return json.dumps(asdict(self))
 
 
@@ -78,7 +77,6 @@ class Summary:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The summary as indented JSON text."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 

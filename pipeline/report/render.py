@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.learning.scores import BlockScore
@@ -41,56 +41,40 @@ _NAME = 20  # columns of a block's name in the live view
 
 HEADINGS = ("block", "layer", "stage", "loss", "train error", "test error")
 
-# Busy, waiting for input, waiting for output. Glyphs differ because a terminal may have no colours.
-_SHARES = (("\N{FULL BLOCK}", "green"), ("\N{LIGHT SHADE}", "blue"), ("\N{MEDIUM SHADE}", "yellow"))
+_SHARES = {  # of a stage's time; glyphs differ because a terminal may have no colours
+    "busy": ("\N{FULL BLOCK}", "green"),
+    "wait in": ("\N{LIGHT SHADE}", "blue"),
+    "wait out": ("\N{MEDIUM SHADE}", "yellow"),
+}
 
 
 def title(plan: RunPlan) -> str:
-    return f"{plan.model} on {plan.dataset}, {plan.loss}, seed {plan.seed}: {_processes(plan)}, {_work(plan)}"
+    return f"{plan.model} on {plan.dataset}, {plan.loss}, seed {plan.seed}: {_size(plan)}"
 
 
-def _processes(plan: RunPlan) -> str:
-    return plural(plan.processes, "process", "processes") + (f" ({plan.transport})" if plan.processes > 1 else "")
-
-
-def _work(plan: RunPlan) -> str:
+def _size(plan: RunPlan) -> str:
+    processes = plural(plan.processes, "process", "processes") + (f" ({plan.transport})" if plan.processes > 1 else "")
     batches = f"{plural(plan.steps_per_epoch, 'batch', 'batches')} of {plan.batch_size}"
-    return f"{plural(plan.epochs, 'epoch')} of {plan.samples_per_epoch:,} images in {batches}"
+    return f"{processes}, {plural(plan.epochs, 'epoch')} of {plan.samples_per_epoch:,} images in {batches}"
 
 
-def header(plan: RunPlan) -> list[Text]:
-    first = Text.assemble(
-        (plan.model, "bold"), " on ", (plan.dataset, "bold"), ", ", (plan.loss, "bold"), f", seed {plan.seed}"
-    )
-    return [first, Text(f"{_processes(plan)}, {_work(plan)}", style="dim")]
+def header(plan: RunPlan) -> Text:
+    model, dataset, loss = ((name, "bold") for name in (plan.model, plan.dataset, plan.loss))
+    return Text.assemble(model, " on ", dataset, ", ", loss, f", seed {plan.seed}\n", (_size(plan), "dim"))
 
 
 def plan_table(plan: RunPlan, width: int) -> Table:
     """The stages; what the narrow columns leave over goes to the blocks' names."""
-    wide = width >= _WIDE
-    headings = (
-        ("stage", "process", "device", "threads", "parameters", "local heads", "cost")
-        if wide
-        else ("stage", "proc", "device", "thr", "params", "heads", "cost")
-    )
-    rows = [
-        (
-            str(index),
-            str(stage.rank),
-            stage.device,
-            str(stage.threads),
-            count(stage.parameters),
-            count(stage.parameters_local_heads),
-            percent(stage.cost_share),
-        )
-        for index, stage in enumerate(plan.stages)
-    ]
+    wide = ("stage", "process", "device", "threads", "parameters", "local heads", "cost")
+    narrow = ("stage", "proc", "device", "thr", "params", "heads", "cost")
+    headings = wide if width >= _WIDE else narrow
+    rows = []
+    for index, stage in enumerate(plan.stages):
+        sizes = count(stage.parameters), count(stage.parameters_local_heads), percent(stage.cost_share)
+        rows.append((str(index), str(stage.rank), stage.device, str(stage.threads), *sizes))
     taken = sum(2 + max(map(len, column)) for column in zip(headings, *rows, strict=True))
-    table = _table()
-    for index, heading in enumerate(headings):
-        if index == 4:
-            table.add_column("blocks")
-        table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
+    columns = _columns(headings, left="device")
+    table = _table(*columns[:4], "blocks", *columns[4:])
     lines = max(3, 24 // len(plan.stages))
     for row, stage in zip(rows, plan.stages, strict=True):
         blocks = _block_list(stage.blocks, stage.names, max(12, width - taken - 2), lines)
@@ -127,26 +111,23 @@ def _untold(index: int, stage: StagePlan) -> StageStatus:
 def _progress(plan: RunPlan, last: StageStatus, width: int) -> RenderableType:
     """Bar of the whole run, rate, time left: as the last stage sees it."""
     total = max(plan.epochs * plan.samples_per_epoch, 1)
-    rate = _ratio(last.samples, last.seconds)
-    left = _clock((total - last.samples) / rate) if rate > 0 else "-:--"
-    speed = f"{rate:,.0f}" if rate > 0 else "-"
+    rate = last.samples / last.seconds if last.seconds > 0 else 0.0
+    speed, left = (f"{rate:,.0f}", _clock((total - last.samples) / rate)) if rate > 0 else ("-", "-:--")
     epoch = f"epoch {last.epoch}/{plan.epochs}"
     phase = {"evaluate": "testing", "train": ""}.get(last.phase, last.phase)
     share = min(last.samples / total, 1.0)
     text = f"{percent(share):>4}  {speed} images/s  {left} left  {phase:<8}"
-    grid = Table.grid(padding=(0, 2, 0, 0))
     bar = ProgressBar(total=total, completed=share * total, width=max(8, min(60, width - len(epoch + text) - 5)))
+    grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_row(Text(epoch, style="bold"), bar, Text(text))
     return grid
 
 
 def _stage_table(stages: Sequence[StageStatus], bar: int) -> Table:
     """How busy every stage is, and what it waits for."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("stage", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for heading, (_, colour) in zip(("busy", "wait in", "wait out"), _SHARES, strict=True):
-        table.add_column(heading, justify="right", no_wrap=True, header_style=f"bold {colour}")
+    colours = {heading: f"bold {colour}" for heading, (_, colour) in _SHARES.items()}
+    parts = (Column(text, justify="right", no_wrap=True, header_style=style) for text, style in colours.items())
+    table = _table(*_columns(["stage", ""], left=""), *parts, gap=1)
     for stage in stages:
         shares = (stage.busy_fraction, stage.wait_input_fraction, stage.wait_output_fraction)
         table.add_row(str(stage.stage), _share_bar(shares, bar), *map(percent, shares))
@@ -156,7 +137,7 @@ def _stage_table(stages: Sequence[StageStatus], bar: int) -> Table:
 def _share_bar(shares: Sequence[float], width: int) -> Text:
     """One bar for the parts of a stage's time, blank for what is none of them."""
     bar, total = Text(), 0.0
-    for (glyph, colour), share in zip(_SHARES, shares, strict=True):
+    for (glyph, colour), share in zip(_SHARES.values(), shares, strict=True):
         total = min(1.0, total + (share if math.isfinite(share) and share > 0 else 0.0))
         bar.append(glyph * (round(total * width) - len(bar)), style=colour)
     return bar.append(" " * (width - len(bar)))
@@ -177,47 +158,35 @@ def _block_tables(scores: Sequence[BlockScore], names: dict[int, str], room: int
 
 
 def _block_table(scores: Sequence[BlockScore], names: dict[int, str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("block", justify="right")
-    if names:
-        table.add_column("", no_wrap=True, overflow="ellipsis", max_width=_NAME)
-    table.add_column("loss", justify="right", min_width=7, no_wrap=True)
-    table.add_column("error %", justify="right", no_wrap=True)
+    name = [Column(no_wrap=True, max_width=_NAME)] if names else []
+    loss = Column("loss", justify="right", min_width=7, no_wrap=True)
+    table = _table(Column("block", justify="right"), *name, loss, *_columns(["error %"]), gap=1)
     for score in scores:
-        name = [Text(names.get(score.block, ""), style="dim")] if names else []
-        table.add_row(str(score.block), *name, _loss(score.loss), _error(score.error_percent))
+        named = [Text(names.get(score.block, ""), style="dim")] if names else []
+        table.add_row(str(score.block), *named, _loss(score.loss), _error(score.error_percent))
     return table
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
+    line = f"epoch {record.epoch}/{epochs}: {record.seconds:.1f} s, lr {record.lr:.4g}, "
+    line += f"train error {_error(record.train_error_percent)} %"
     tested = record.test_error_percent is not None
-    return (
-        f"epoch {record.epoch}/{epochs}: {record.seconds:.1f} s, lr {record.lr:.4g}, "
-        f"train error {_error(record.train_error_percent)} %"
-        + (f", test error {_error(record.test_error_percent)} %" if tested else "")
-    )
+    return line + (f", test error {_error(record.test_error_percent)} %" if tested else "")
 
 
 def epoch_text(record: EpochRecord, epochs: int) -> Text:
-    line = Text.assemble(
-        ("epoch ", "dim"),
-        f"{record.epoch:>{len(str(epochs))}}/{epochs}",
-        f"{record.seconds:>8.1f} s",
-        ("  lr ", "dim"),
-        f"{record.lr:<9.4g}",
-        (" train error ", "dim"),
-        f"{_error(record.train_error_percent):>6} %",
-    )
+    line = f"[dim]epoch [/]{record.epoch:>{len(str(epochs))}}/{epochs}{record.seconds:>8.1f} s[dim]  lr [/]"
+    line += f"{record.lr:<9.4g}[dim] train error [/]{_error(record.train_error_percent):>6} %"
     if record.test_error_percent is not None:
-        line.append("  test error ", "dim").append(f"{_error(record.test_error_percent):>6} %", "bold")
-    return line
+        line += f"[dim]  test error [/][bold]{_error(record.test_error_percent):>6} %[/]"
+    return Text.from_markup(line)
 
 
 def score_rows(summary: Summary, last: EpochRecord | None, names: Sequence[str]) -> list[tuple[str, ...]]:
     """One row for each block's own classifier; loss and training error are the last epoch's."""
     homes = {block: str(index) for index, stage in enumerate(summary.stage) for block in stage.blocks}
-    empty = (None,) * len(names)
-    losses, errors = (last.block_loss, last.block_train_error_percent) if last else (empty, empty)
+    nothing = (None,) * len(names)
+    losses, errors = (last.block_loss, last.block_train_error_percent) if last else (nothing, nothing)
     columns = zip(names, losses, errors, summary.block_test_error_percent, strict=True)
     return [
         (str(index), name, homes.get(index, "-"), _loss(loss), _error(train, " %"), _error(test, " %"))
@@ -226,24 +195,18 @@ def score_rows(summary: Summary, last: EpochRecord | None, names: Sequence[str])
 
 
 def score_table(summary: Summary, last: EpochRecord | None, names: Sequence[str]) -> Table:
-    table = _table(title="every block's own classifier; the output layer's is the network's")
-    for heading in HEADINGS:
-        left = heading == "layer"
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
-    table.add_column("", no_wrap=True)
-    rows = score_rows(summary, last, names)
-    for row in rows[:-1]:
+    title = "every block's own classifier; the output layer's is the network's"
+    table = _table(*_columns([*HEADINGS, ""], left="layer"), title=title)
+    *hidden, output = score_rows(summary, last, names)
+    for row in hidden:
         table.add_row(*row)
-    for row in rows[-1:]:
-        table.add_row(*row, MARK, style="bold")
+    table.add_row(*output, MARK, style="bold")
     return table
 
 
 def stage_summary(summary: Summary) -> Table:
-    """Every stage over the whole run."""
-    table = _table(title="every stage")
-    for heading in ("stage", "device", "blocks", "busy", "waited for input", "for output", "peak memory", "sent"):
-        table.add_column(heading, justify="left" if heading == "device" else "right")
+    headings = ("stage", "device", "blocks", "busy", "waited for input", "for output", "peak memory", "sent")
+    table = _table(*_columns(headings, left="device", no_wrap=False), title="every stage")
     for index, stage in enumerate(summary.stage):
         waits = (f"{stage.wait_input_s:,.1f} s", f"{stage.wait_output_s:,.1f} s")
         sizes = (_bytes(stage.peak_memory_bytes), _bytes(stage.bytes_sent))
@@ -252,12 +215,9 @@ def stage_summary(summary: Summary) -> Table:
 
 
 def closing(summary: Summary, folder: str | None) -> list[tuple[str, str]]:
+    best, training = _error(summary.best_test_error_percent), _error(summary.train_error_percent)
     lines = [
-        (
-            "test error",
-            f"{_error(summary.test_error_percent)} % (best {_error(summary.best_test_error_percent)} %, "
-            f"training {_error(summary.train_error_percent)} %)",
-        ),
+        ("test error", f"{_error(summary.test_error_percent)} % (best {best} %, training {training} %)"),
         ("speed", f"{summary.samples_per_second:,.0f} images/s, {summary.train_seconds:,.1f} s of training"),
         ("parameters", f"{count(summary.parameters)}, {count(summary.parameters_local_heads)} more in local heads"),
         ("state", summary.state_sha256[:16]),
@@ -273,28 +233,28 @@ def closing_grid(summary: Summary, folder: str | None) -> Table:
     return grid
 
 
-def _table(title: str | None = None) -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="dim")
+def _table(*columns: Column | str, gap: int = 2, title: str | None = None) -> Table:
+    padding = (0, gap, 0, 0)
+    return Table(
+        *columns, box=None, pad_edge=False, padding=padding, title=title, title_justify="left", title_style="dim"
+    )
 
 
-def _number(value: float | None, text: str) -> str:
-    return "-" if value is None else format(value, text)
+def _columns(headings: Sequence[str], *, left: str | None = None, no_wrap: bool = True) -> list[Column]:
+    """Columns of numbers, to the right, and one of words."""
+    return [Column(text, justify="left" if text == left else "right", no_wrap=no_wrap) for text in headings]
 
 
 def _error(value: float | None, unit: str = "") -> str:
-    return _number(value, ".2f") + ("" if value is None or math.isnan(value) else unit)
+    return "-" if value is None else f"{value:.2f}" + ("" if math.isnan(value) else unit)
 
 
 def _loss(value: float | None) -> str:
-    return _number(value, ".4f" if value is None or abs(value) < 100 else ".4g")
+    return "-" if value is None else format(value, ".4f" if abs(value) < 100 else ".4g")
 
 
 def percent(fraction: float) -> str:
     return f"{fraction:.0%}" if math.isfinite(fraction) else "-"
-
-
-def _ratio(samples: int, seconds: float) -> float:
-    return samples / seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
 def count(value: int) -> str:

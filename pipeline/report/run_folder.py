@@ -19,16 +19,11 @@ _FILES = ("config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "
 
 
 def default_folder(dataset: str, model: str, loss: str) -> str:
-    """`runs/<time>-<dataset>-<model>-<loss>`."""
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{dataset}-{model}-{loss}"
 
 
 class RunFolder:
-    """Creates the folder at once, so that a wrong path is found before any training.
-
-    Raises:
-        ConfigError: the folder holds a run already, or cannot be written.
-    """
+    """Creates the folder at once, so that a wrong path, or one that holds a run, is refused before any training."""
 
     def __init__(self, path: str, *, overwrite: bool) -> None:
         self.path = Path(path)
@@ -43,16 +38,13 @@ class RunFolder:
                 (self.path / name).unlink()
             (self.path / "metrics.jsonl").touch()
         except OSError as error:
-            raise ConfigError(
-                f"--output {path} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            reason = error.strerror
+            raise ConfigError(f"--output {path} cannot be written ({reason}); choose another folder") from error
 
     def write_config(self, toml: str) -> None:
-        """Write the complete effective configuration."""
         (self.path / "config.toml").write_text(toml, encoding="utf-8")
 
     def append(self, record: EpochRecord) -> None:
-        """Add an epoch to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(record.to_json() + "\n")
 
@@ -67,6 +59,5 @@ class RunFolder:
         """Write weights (with what it takes to build the network again), curves and, last, the summary."""
         known = {"model": summary.model, "input_shape": ",".join(map(str, input_shape)), "classes": str(classes)}
         save_file(dict(weights), self.path / "model.safetensors", metadata=known)
-        title = f"{summary.model} on {summary.dataset}, {summary.loss}"
-        save_curves(records, self.path / "curves.png", title)
+        save_curves(records, self.path / "curves.png", f"{summary.model} on {summary.dataset}, {summary.loss}")
         (self.path / "summary.json").write_text(summary.to_json(), encoding="utf-8")

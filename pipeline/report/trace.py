@@ -1,8 +1,7 @@
 """Spans of every stage: who did what when, as a Chrome trace.
 
-Clock: `time.monotonic_ns`, which all processes of one host share, so that their spans compare to the microsecond. Each
-host counts from its own boot; `join` shifts the spans of other hosts by what the wall clocks say, which is as good as
-those are synchronised (NTP: about a millisecond).
+The clock of each host counts from its own boot; `join` shifts the spans of other hosts by what the wall clocks say,
+which is as good as those are synchronised (NTP: about a millisecond).
 """
 
 from __future__ import annotations
@@ -42,18 +41,8 @@ def dropped_in(exported: Sequence[Mapping[str, Any]]) -> int:
     return sum(part["dropped"] for part in exported)
 
 
-def spans_of(
-    spans: Iterable[Span],
-    *,
-    stage: int | None = None,
-    name: str | None = None,
-    lane: str | None = None,
-    step: int | None = None,
-    kind: str | None = None,
-) -> list[Span]:
-    """The spans that agree with everything given, by start."""
-    wanted = {"stage": stage, "name": name, "lane": lane, "step": step, "kind": kind}
-    given = {field: value for field, value in wanted.items() if value is not None}
+def spans_of(spans: Iterable[Span], **given: int | str) -> list[Span]:
+    """The spans whose fields are as given, such as `stage=0, name="send"`, by start."""
     found = [span for span in spans if all(getattr(span, field) == value for field, value in given.items())]
     return sorted(found, key=lambda span: span.start_ns)
 
@@ -71,38 +60,33 @@ def tracks_of(spans: Iterable[Span]) -> list[tuple[int, Span]]:
 
 
 def to_chrome(spans: Sequence[Span], names: Mapping[int, str]) -> dict[str, Any]:
-    """The spans in Chrome's trace event format: a process for each stage, a thread for each lane.
+    """The spans in Chrome's trace event format: a process for each stage, named by `names`, a thread for each lane.
 
     Transfers that overlap get threads of their own, because the format wants the spans of a thread to be nested.
-
-    Args:
-        spans: of all stages.
-        names: of the stages, by index, such as "stage 0 (cpu)".
     """
     placed = tracks_of(spans)
-    start_ns = min((span.start_ns for span in spans), default=0)
     threads = {(span.stage, span.lane, track) for track, span in placed}
     threads |= {(stage, lane, 0) for stage in names for lane in LANES}
-    events = [_label("process", stage, 0, name, stage) for stage, name in names.items()]
+    events = []
+    for stage, name in names.items():
+        events += _label("process", stage, 0, name, stage)
     for stage, lane, track in sorted(threads):
         tid = _thread(lane, track)
-        events.append(_label("thread", stage, tid, lane if track == 0 else f"{lane} {track + 1}", tid))
-    complete = [_event(span, track, start_ns) for track, span in placed]
-    order = [event for pair in events for event in pair]
-    return {"traceEvents": order + complete, "displayTimeUnit": "ms"}
+        events += _label("thread", stage, tid, lane if track == 0 else f"{lane} {track + 1}", tid)
+    start_ns = min((span.start_ns for span in spans), default=0)
+    events += [_event(span, track, start_ns) for track, span in placed]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
 def _thread(lane: str, track: int) -> int:
     return LANES.index(lane) * _TRACKS + min(track, _TRACKS - 1)
 
 
-def _label(what: str, pid: int, tid: int, name: str, order: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _label(what: str, pid: int, tid: int, name: str, order: int) -> list[dict[str, Any]]:
     """Name and place of a process or thread."""
     common = {"ph": "M", "pid": pid, "tid": tid}
-    return (
-        common | {"name": f"{what}_name", "args": {"name": name}},
-        common | {"name": f"{what}_sort_index", "args": {"sort_index": order}},
-    )
+    told = {"name": name, "sort_index": order}
+    return [common | {"name": f"{what}_{key}", "args": {key: value}} for key, value in told.items()]
 
 
 def _event(span: Span, track: int, start_ns: int) -> dict[str, Any]:
