@@ -9,6 +9,7 @@ QUICK :=
 BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
+LOWEST := .venv-lowest/.ready
 
 # A stamp that names another folder came here with a copied or moved checkout.
 ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
@@ -16,13 +17,14 @@ ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 endif
 
 .NOTPARALLEL:
-.PHONY: help train test test-quick lint types tests format bench clean
+.PHONY: help train test test-quick test-lowest lint types tests format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train       run the main job: $(PROCESSES) processes, handwritten digits; PROCESSES=2 ARGS=\"--epochs 3\""
 	@echo "make test        run all checks: lint, types, tests"
 	@echo "make test-quick  the same without the tests that start processes: about a minute"
+	@echo "make test-lowest some tests with the lowest versions that setup.cfg allows, in .venv-lowest"
 	@echo "make lint        ruff and codespell"
 	@echo "make types       mypy, strict"
 	@echo "make tests       pytest; ARGS=\"-k exact\""
@@ -38,6 +40,9 @@ test: lint types tests
 
 test-quick: QUICK := -m "not runs and not bench"
 test-quick: lint types tests
+
+test-lowest: $(LOWEST)
+	.venv-lowest/bin/pytest -m "(not runs and not bench) or lowest" $(ARGS)
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check
@@ -58,7 +63,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find pipeline launch benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): setup.cfg pyproject.toml
@@ -66,3 +71,9 @@ $(READY): setup.cfg pyproject.toml
 
 $(READY_DEV): setup.cfg pyproject.toml
 	@PYTHON="$(PYTHON)" tools/make-venv dev
+
+$(LOWEST): setup.cfg tools/lowest-versions
+	rm -f $@
+	"$$(PYTHON="$(PYTHON)" tools/find-python)" -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check --no-input --quiet $$(tools/lowest-versions)
+	touch $@

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage
 from torch.nn import functional as F
 
 from benchmarks.contenders.common import (
@@ -22,7 +21,7 @@ from benchmarks.contenders.common import (
     timed_epochs,
     told_by_first,
 )
-from benchmarks.contenders.torch_schedules import CHUNKS, chunks_of, create_schedule
+from benchmarks.contenders.torch_schedules import CHUNKS, Stage, chunks_of, create_schedule
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import Batches
@@ -79,9 +78,7 @@ class _Scheduled:
         self.blocks = {index: blocks[index] for chunk in self.mine for index in members(split)[chunk]}
         chunks = [_Chunk([self.blocks[index] for index in members(split)[chunk]]) for chunk in self.mine]
         self.optimizers = [create_optimizer(config.train, list(chunk.parameters()), True) for chunk in chunks]
-        stages = [
-            PipelineStage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)
-        ]
+        stages = [Stage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)]
         self.schedule = create_schedule(name, stages, microbatches, F.cross_entropy)
 
     def step(self, images: Tensor, labels: Tensor) -> None:

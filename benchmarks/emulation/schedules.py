@@ -12,9 +12,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage
 
-from benchmarks.contenders.torch_schedules import CHUNKS, chunks_of, create_schedule
+from benchmarks.contenders.torch_schedules import CHUNKS, Stage, chunks_of, create_schedule
 from benchmarks.emulation.load import BATCH, SHAPE, Load, Turn, Window, Work
 from benchmarks.harness.crew import Member
 
@@ -70,7 +69,7 @@ class Scheduled:
         self._share = 1 / (3 * microbatches * len(mine))
         chunks = [Chunk(self._pause) for _ in mine]
         stages = [
-            PipelineStage(chunk, index, count, torch.device("cpu"), dw_builder=chunk.weight_gradient)
+            Stage(chunk, index, count, torch.device("cpu"), dw_builder=chunk.weight_gradient)
             for chunk, index in zip(chunks, mine, strict=True)
         ]
         self._schedule = create_schedule(name, stages, microbatches, _loss)

@@ -41,6 +41,7 @@ def with_one_thread(member: Member, method: Method, config: RunConfig) -> Traine
 
 
 @pytest.mark.bench
+@pytest.mark.lowest
 def test_all_baselines_learn_alike() -> None:
     """Global backprop is the same maths in one process, in stages that take turns and, batch norm apart, elsewhere."""
     found: dict[str, list[Trained]] = {}

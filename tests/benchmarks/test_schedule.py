@@ -9,10 +9,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
-from benchmarks.contenders.torch_schedules import CHUNKS, chunks_of
+from benchmarks.contenders.torch_schedules import CHUNKS, Stage, chunks_of
 from benchmarks.emulation import load
 from benchmarks.emulation.load import Load, Turn, Window, Work, ideal_utilisation, summed
 from benchmarks.emulation.schedules import Chunk, Scheduled
@@ -120,7 +119,7 @@ def zero_bubble(member: Member, schedule: str, microbatches: int) -> list[str]:
     actions, mine = Actions(), chunks_of(member.rank, member.size, schedule)
     chunks = [Chunk(actions) for _ in mine]
     stages = [
-        PipelineStage(chunk, index, 2 * member.size, torch.device("cpu"), dw_builder=chunk.weight_gradient)
+        Stage(chunk, index, 2 * member.size, torch.device("cpu"), dw_builder=chunk.weight_gradient)
         for chunk, index in zip(chunks, mine, strict=True)
     ]
     last = 2 * member.size - 1 in mine

@@ -262,6 +262,7 @@ def test_the_command_trains_and_writes_its_folder(tmp_path: Path) -> None:
     assert (tmp_path / "t.json").exists() and (tmp_path / "t.png").exists()
 
 
+@pytest.mark.lowest
 def test_torchrun_gives_the_weights_of_one_process(tmp_path: Path) -> None:
     """The two commands of the README, on a small network."""
     flags = [SCRIPT, *QUICK, "--threads", "1", "--output"]
