@@ -137,14 +137,14 @@ def train(
     return _execute(job, Options(output, overwrite, trace, show))
 
 
-def run(config: RunConfig, options: Options) -> TrainResult:
-    """Train a named network on a named data set, as the command line does. Raises as `train`."""
+def run(config: RunConfig, options: Options, network: NetworkFactory | None = None) -> TrainResult:
+    """Train a named network, or `network` in its place, on a named data set. Raises as `train`."""
     train_config = config.train
     job = _Job(
         config=train_config,
         dataset=config.data.dataset,
         model=config.model.model,
-        network=lambda shape, classes: named_network(config.model, shape, classes, train_config.loss),
+        network=network or (lambda shape, classes: named_network(config.model, shape, classes, train_config.loss)),
         batches=lambda device: Batches.from_config(
             config.data, seed=train_config.seed, batch_size=train_config.batch_size, device=device
         ),

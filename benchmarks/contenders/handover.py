@@ -22,9 +22,10 @@ from benchmarks.harness.figures import Figure, ratio, summarize
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Row, Target, at_least, at_most
 from pipeline.config.schema import ModelConfig, TrainConfig
-from pipeline.learning.balance import arithmetic_costs, balance
+from pipeline.learning.balance import balance
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Kind, Packet, Position
+from pipeline.learning.profile import count_costs
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.blocks import canonical
 from pipeline.network.spec import BlockShape, Network, infer_shapes
@@ -159,7 +160,7 @@ def _plan(case: Case) -> tuple[Network, list[BlockShape], tuple[int, ...]]:
     """The network, its shapes and its cut."""
     network = named_network(ModelConfig(model="vgg8b", width=case.width), _SHAPE, _CLASSES, case.config.loss)
     shapes = infer_shapes(network, _SHAPE)
-    return network, shapes, balance(arithmetic_costs(case.config, shapes, _CLASSES), STAGES)
+    return network, shapes, balance(count_costs(case.config, network, shapes, _CLASSES), STAGES)
 
 
 def take_turns(member: Member, case: Case) -> list[tuple[Step, Step]]:

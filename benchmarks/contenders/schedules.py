@@ -25,8 +25,9 @@ from benchmarks.contenders.torch_schedules import CHUNKS, Stage, chunks_of, crea
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import Batches
-from pipeline.learning.balance import arithmetic_costs, balance, members
+from pipeline.learning.balance import balance, members
 from pipeline.learning.local_block import create_optimizer
+from pipeline.learning.profile import count_costs
 from pipeline.network.blocks import Block
 from pipeline.network.spec import infer_shapes
 
@@ -71,7 +72,7 @@ class _Scheduled:
         self.config = config
         count = member.size * CHUNKS[name]
         shapes = infer_shapes(self.network, tuple(batches.shape))
-        split = balance(arithmetic_costs(config.train, shapes, batches.classes), count)
+        split = balance(count_costs(config.train, self.network, shapes, batches.classes), count)
         self.mine = chunks_of(member.rank, member.size, name)
         self.first, self.last = 0 in self.mine, count - 1 in self.mine
         blocks = build_blocks(self.network, config.train.seed, self.device)

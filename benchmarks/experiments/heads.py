@@ -15,22 +15,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.contenders.backprop import train_backprop
 from benchmarks.contenders.common import CHEAP_HEAD, barrier, choose_device
-from benchmarks.contenders.methods import Method
+from benchmarks.contenders.heads import CANDIDATES, with_head
 from benchmarks.harness.crew import Crew, Member, cores
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Bars
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_most
-from pipeline.config.method import SIMILARITY_HEADS
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
+from pipeline.network.spec import Network
+from pipeline.network.zoo import named_network
 from pipeline.training import Options
 from pipeline.training import run as train
 
 __all__ = ["Difference", "difference", "run"]
 
 _PAPER, _PRED = "conv", "pred"  # the reference, and no similarity at all
-_CANDIDATES = (*SIMILARITY_HEADS, _PRED)
+_HEADS = (_PAPER, "pool-2", "pool-4", CHEAP_HEAD, "stride-4", "grouped-8", "none", _PRED)
 _DECODER_DIM = {"cifar10": 2048, "fashion_mnist": 1024, "digits": 4096}
 _TOLERANCE = 0.2  # points of test error that a head may cost
 _FOLDER = Path("runs") / "benchmarks" / "heads"
@@ -46,13 +48,13 @@ class _Size:
     test_limit: int
     epochs: int
     seeds: int
-    candidates: tuple[str, ...]
+    heads: tuple[str, ...]
     timed_width: float
     rounds: int
 
 
-_FULL = _Size(("fashion_mnist", "cifar10"), 0.25, 10_000, 5_000, 3, 3, _CANDIDATES, 1.0, 5)
-_QUICK = _Size(("digits",), 0.125, 256, 128, 1, 2, ("conv", CHEAP_HEAD, "pred"), 0.125, 3)
+_FULL = _Size(("fashion_mnist", "cifar10"), 0.25, 10_000, 5_000, 3, 3, _HEADS, 1.0, 5)
+_QUICK = _Size(("digits",), 0.125, 256, 128, 1, 2, (_PAPER, CHEAP_HEAD, _PRED), 0.125, 3)
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,12 @@ def difference(values: Sequence[float], references: Sequence[float]) -> Differen
 
 
 def run(quick: bool, data_dir: str) -> Result:
-    """Train every candidate on every data set and seed, then time a step of each against global backprop."""
+    """Train with every head on every data set and seed, then time a step of each against global backprop."""
     size = _QUICK if quick else _FULL
     errors = _train_all(size, data_dir, _FOLDER / ("quick" if quick else "full"))
     with Crew(1) as crew:
         seconds = _time_all(size, crew)
-    rows = [_row(dataset, head, errors, seconds) for dataset in size.datasets for head in size.candidates]
+    rows = [_row(dataset, head, errors, seconds) for dataset in size.datasets for head in size.heads]
     targets = [
         _verdict(dataset, CHEAP_HEAD, errors[dataset, CHEAP_HEAD], errors[dataset, _PAPER])
         for dataset in size.datasets
@@ -86,24 +88,20 @@ def run(quick: bool, data_dir: str) -> Result:
     return Result(rows, targets, Bars("test error, % (narrow network, short training)", shown))
 
 
-def _config(size: _Size, dataset: str, head: str, seed: int, data_dir: str) -> RunConfig:
-    config = RunConfig(
+def _config(size: _Size, dataset: str, seed: int, data_dir: str) -> RunConfig:
+    return RunConfig(
         data=DataConfig(dataset=dataset, data_dir=data_dir, train_limit=size.train_limit, test_limit=size.test_limit),
         model=ModelConfig(model="vgg8b", width=size.width),
         train=TrainConfig(
             decoder_dim=_DECODER_DIM[dataset], epochs=size.epochs, eval_every=size.epochs, seed=seed, threads=1
         ),
     )
-    return override(config, {"loss": "pred"} if head == _PRED else {"similarity_head": head})
 
 
 def _train_all(size: _Size, data_dir: str, folder: Path) -> dict[tuple[str, str], list[float]]:
     """Test errors by (data set, head), one of every seed: a run on each core, one thread each."""
     jobs = [
-        (dataset, head, seed)
-        for seed in range(1, size.seeds + 1)
-        for head in size.candidates
-        for dataset in size.datasets
+        (dataset, head, seed) for seed in range(1, size.seeds + 1) for head in size.heads for dataset in size.datasets
     ]
     free: queue.SimpleQueue[int] = queue.SimpleQueue()
     for core in cores():
@@ -112,7 +110,8 @@ def _train_all(size: _Size, data_dir: str, folder: Path) -> dict[tuple[str, str]
     def work(job: tuple[str, str, int]) -> float:
         core = free.get()
         try:
-            return _error(folder / "-".join(map(str, job)), _config(size, *job, data_dir), core)
+            dataset, head, seed = job
+            return _error(folder / "-".join(map(str, job)), _config(size, dataset, seed, data_dir), head, core)
         finally:
             free.put(core)
 
@@ -125,36 +124,46 @@ def _train_all(size: _Size, data_dir: str, folder: Path) -> dict[tuple[str, str]
     return found
 
 
-def _error(folder: Path, config: RunConfig, core: int) -> float:
+def _error(folder: Path, config: RunConfig, head: str, core: int) -> float:
     """Test error of a run, trained now unless its folder holds the result."""
     summary = folder / "summary.json"
     if not summary.exists():
         with Crew(1, available=[core]) as crew:
-            crew.call(_train, config, str(folder))
+            crew.call(_train, config, head, str(folder))
     return float(json.loads(summary.read_text(encoding="utf-8"))["test_error_percent"])
 
 
-def _train(member: Member, config: RunConfig, folder: str) -> None:
-    train(config, Options(output=folder, overwrite=True))
+def _train(member: Member, config: RunConfig, head: str, folder: str | None = None) -> float:
+    """Train with a head of the product, one that is passed as modules, or `pred`; seconds of the last epoch."""
+    if head not in CANDIDATES:
+        config = override(config, {"loss": _PRED} if head == _PRED else {"similarity_head": head})
+
+    def network(shape: tuple[int, ...], classes: int) -> Network:
+        named = named_network(config.model, shape, classes, config.train.loss)
+        return with_head(named, head) if head in CANDIDATES else named
+
+    result = train(config, Options(output=folder, overwrite=True), network)
     barrier(member, choose_device(member, config))
+    return result.epochs[-1].seconds
+
+
+def _backprop(member: Member, config: RunConfig, head: str) -> float:
+    """Likewise, without any head."""
+    return train_backprop(member, override(config, {"loss": "glob"})).seconds[-1]
 
 
 def _time_all(size: _Size, crew: Crew) -> dict[str, list[float]]:
-    """Seconds of a step of vgg8b on made-up 32x32x3 images, all cores, alternatives in turn; the first is no round."""
+    """Seconds of a step of vgg8b on synthetic images, all cores, alternatives interleaved; the first is no round."""
     steps, batch = 2, 32
     config = RunConfig(
         data=DataConfig(dataset="synthetic", train_limit=steps * batch, test_limit=batch),
         model=ModelConfig(model="vgg8b", width=size.timed_width),
-        train=TrainConfig(batch_size=batch, epochs=2, eval_every=2, decoder_dim=2048),
+        train=TrainConfig(batch_size=batch, epochs=2, eval_every=2, decoder_dim=2048, threads=len(cores())),
     )
-    methods = {"backprop": Method("backprop", "backprop", 1)}
-    for head in size.candidates:
-        change = ("loss", "pred") if head == _PRED else ("similarity_head", head)
-        methods[head] = Method(head, "ours", 1, (change,))
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for name in shown(list(methods) * size.rounds, "steps of every head"):
-        trained = methods[name].train(crew, override(config, {"loss": "glob"}) if name == "backprop" else config)
-        seconds[name].append(trained[0].seconds[-1] / steps)
+    seconds: dict[str, list[float]] = {name: [] for name in ("backprop", *size.heads)}
+    for name in shown(list(seconds) * size.rounds, "steps of every head"):
+        trained = crew.call(_backprop if name == "backprop" else _train, config, name)
+        seconds[name].append(trained[0] / steps)
     return seconds
 
 

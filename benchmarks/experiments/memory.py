@@ -23,17 +23,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.contenders.common import CHEAP_HEAD, build_blocks
+from benchmarks.contenders.heads import CANDIDATES, with_head
 from benchmarks.harness.crew import Crew, Member
 from benchmarks.harness.figures import Figure, ratio, summarize
 from benchmarks.harness.pictures import Curves
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_most
-from benchmarks.harness.saved import WithoutData, checkpointed_peak, keep_layout, modules_of, peaks
+from benchmarks.harness.saved import WITHOUT_DATA, checkpointed_peak, keep_layout, modules_of, peaks
 from pipeline.config.schema import ModelConfig, TrainConfig
-from pipeline.learning.balance import arithmetic_costs, balance, members
+from pipeline.learning.balance import balance, members
 from pipeline.learning.local_block import create_optimizer
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Kind, Packet, Position
+from pipeline.learning.profile import count_costs
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import canonical
 from pipeline.network.spec import BlockShape, Network, infer_shapes
@@ -138,8 +140,8 @@ def _count_whole(case: Case, repetitions: int) -> list[Row]:
 def _local_stage(method: Method, backprop: Sequence[int]) -> Row:
     """What a pipeline stage keeps, against its blocks taken one by one, and what its queues hold besides."""
     case, (network, shapes, config) = Case(), _describe(method, Case())
-    own = _own(method, config, shapes)
-    alone = sum(_peaks(_local(config, network, shapes, [1] * len(network), i, WithoutData()), 1)[0] for i in own)
+    own = _own(method, case)
+    alone = sum(_peaks(_local(config, network, shapes, [1] * len(network), i, WITHOUT_DATA), 1)[0] for i in own)
     kept = count(method, case, len(backprop))
     return _row(
         case,
@@ -227,7 +229,7 @@ class _Trial:
 
 def count(method: Method, case: Case, repetitions: int, numerics: Numerics | None = None) -> list[int]:
     """The most bytes that autograd keeps in each of some training steps; without data, unless `numerics` says else."""
-    numerics = numerics or WithoutData()
+    numerics = numerics or WITHOUT_DATA
     if method.kind == "checkpoint":
         blocks = _build(_describe(method, case)[0], numerics)
         # The hooks of the checkpoints hide from ours what a block saves again.
@@ -241,7 +243,10 @@ def _peaks(trial: _Trial, repetitions: int) -> list[int]:
 
 def _describe(method: Method, case: Case) -> tuple[Network, list[BlockShape], TrainConfig]:
     network, shapes = _network(case.model, case.width, method.loss)
-    return network, shapes, TrainConfig(loss=method.loss, similarity_head=method.head, batch_size=case.batch)
+    config = TrainConfig(loss=method.loss, batch_size=case.batch)
+    if method.head in CANDIDATES:
+        return with_head(network, method.head), shapes, config
+    return network, shapes, replace(config, similarity_head=method.head)
 
 
 @functools.cache
@@ -250,25 +255,29 @@ def _network(model: str, width: float, loss: str) -> tuple[Network, list[BlockSh
     return network, infer_shapes(network, SHAPE)
 
 
-def _own(method: Method, config: TrainConfig, shapes: Sequence[BlockShape]) -> tuple[int, ...]:
+def _own(method: Method, case: Case) -> tuple[int, ...]:
     """Indices of the blocks that the method's process has."""
-    if method.stage is None:
-        return tuple(range(len(shapes)))
-    return members(_split(config, shapes))[method.stage]
+    blocks = len(_describe(method, case)[0])
+    return (
+        tuple(range(blocks)) if method.stage is None else members(_split(method.loss, method.head, case))[method.stage]
+    )
 
 
-def _split(config: TrainConfig, shapes: Sequence[BlockShape]) -> tuple[int, ...]:
-    return balance(arithmetic_costs(config, shapes, CLASSES), STAGES)
+@functools.cache
+def _split(loss: str, head: str, case: Case) -> tuple[int, ...]:
+    network, shapes, config = _describe(Method("local", loss, head), case)
+    return balance(count_costs(config, network, shapes, CLASSES), STAGES)
 
 
 def _prepare(method: Method, case: Case, numerics: Numerics) -> _Trial:
     network, shapes, config = _describe(method, case)
     if method.kind == "stage":
         assert method.stage is not None
-        return _local(config, network, shapes, _split(config, shapes), method.stage, numerics)
+        split = _split(method.loss, method.head, case)
+        return _local(config, network, shapes, split, method.stage, numerics)
     if method.kind == "local":
         return _local(config, network, shapes, [len(network)], 0, numerics)
-    own = _own(method, config, shapes)
+    own = _own(method, case)
     model = nn.Sequential(*_build(tuple(network[i] for i in own), numerics))
     optimizer = create_optimizer(config, list(model.parameters()), numerics.fused)
 
@@ -291,7 +300,7 @@ def _build(network: Network, numerics: Numerics) -> list[nn.Module]:
 
 
 def _batch(shape: Sequence[int], batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Made-up samples and labels."""
+    """Synthetic samples and labels."""
     labels = torch.arange(batch, device=device) % CLASSES
     return canonical(torch.randn(batch, *shape, device=device)), labels
 
@@ -346,7 +355,7 @@ def _microbatches(
 
 
 def _measure(quick: bool) -> list[Row]:
-    """Peak memory of processes, the methods in turn."""
+    """Peak memory of processes, the methods interleaved."""
     case, methods = _MEASURED[quick], _IN_PROCESSES[quick]
     found: dict[Method, list[dict[str, int]]] = {method: [] for method in methods}
     for method in shown([*methods] * _PROCESSES[quick], "fresh processes"):

@@ -27,10 +27,11 @@ from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_most
 from pipeline.config.environment import Environment
 from pipeline.config.schema import ModelConfig, TrainConfig
-from pipeline.learning.balance import arithmetic_costs, balance
+from pipeline.learning.balance import balance
 from pipeline.learning.local_block import create_optimizer
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Kind, Packet, Position
+from pipeline.learning.profile import count_costs
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import canonical
 from pipeline.network.sequential import blocks_from, given_network
@@ -244,7 +245,7 @@ def _backprop(config: TrainConfig, network: Network, x: Tensor, labels: Tensor) 
 def _local(config: TrainConfig, network: Network, x: Tensor, labels: Tensor, count: int) -> Callable[[int], None]:
     """The product's own loop over the stages of one process."""
     shapes = infer_shapes(network, tuple(x.shape[1:]))
-    split = balance(arithmetic_costs(config, shapes, CLASSES), count)
+    split = balance(count_costs(config, network, shapes, CLASSES), count) if count > 1 else (len(network),)
     numerics = Numerics(x.device)
     stages = [build_stage(config, network, shapes, CLASSES, split, index, numerics) for index in range(count)]
     world = World(Environment(0, 1, 0, 1), config, HashStore())

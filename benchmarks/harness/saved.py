@@ -11,11 +11,9 @@ memory on the `meta` device:
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +24,11 @@ from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.numerics import Numerics
 from pipeline.network.blocks import canonical
 
-__all__ = ["Kept", "SavedTensors", "WithoutData", "checkpointed_peak", "keep_layout", "modules_of", "peaks"]
+__all__ = ["WITHOUT_DATA", "Kept", "SavedTensors", "checkpointed_peak", "keep_layout", "modules_of", "peaks"]
 
 
-@dataclass(frozen=True)
-class WithoutData(Numerics):
-    """For shapes alone: automatic mixed precision does not know the device."""
-
-    device: torch.device = field(default_factory=lambda: torch.device("meta"))
-    fused: bool = False
-
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Nothing: there is only fp32 here."""
-        assert self.precision == "fp32"
-        yield
+WITHOUT_DATA = Numerics(torch.device("meta"), fused=False)
+"""For shapes alone."""
 
 
 class Kept:

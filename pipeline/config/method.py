@@ -8,9 +8,7 @@ from pipeline.config.catalog import LOSSES, LossSpec
 from pipeline.config.fields import Bounds, check_fields, joined, option
 from pipeline.errors import ConfigError
 
-__all__ = ["SIMILARITY_HEADS", "Method"]
-
-SIMILARITY_HEADS = ("conv", "pool-2", "pool-4", "pool-4x4", "stride-4", "grouped-8", "none")
+__all__ = ["Method"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class Method:
     )
     decoder_dim: int = option(4096, "most inputs of a local classifier, pooled down to it", Bounds(1))
     target_projection: int = option(128, "length of the fixed random projection of -bio targets", Bounds(1))
-    similarity_head: str = option("conv", "before the similarity matrix, conv is the paper's", SIMILARITY_HEADS)
+    similarity_head: str = option("conv", "before the similarity matrix, conv is the paper's", ("conv", "pool-4x4"))
     segments: tuple[int, ...] | int | None = option(
         None,
         "blocks trained by one local loss at their end, backprop inside",

@@ -1,20 +1,18 @@
-"""Which blocks go to which stage: pure functions of costs."""
+"""Which blocks make a segment, which go to which stage: pure functions of costs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate
 
 from pipeline.config.method import Method
-from pipeline.learning.heads import similarity_macs
 from pipeline.network.spec import BlockShape
 
-__all__ = ["arithmetic_costs", "balance", "cut_segments", "members", "segment_ends", "shares"]
+__all__ = ["balance", "cut_segments", "members", "segment_ends", "shares"]
 
 
 def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
-    """Cut `costs` into `stages` consecutive non-empty groups so that the dearest group is as cheap as can be.
+    """Cut `costs` into `stages` consecutive non-empty groups so that the most expensive group is as cheap as can be.
 
     Among equals the sum of squares decides, so that the other stages are even too:
 
@@ -26,7 +24,7 @@ def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
     total = [0.0, *accumulate(costs)]
     blocks = len(costs)
     assert 1 <= stages <= blocks, "the configuration was checked"
-    # best[i]: (dearest group, sum of squares, counts) of the first i blocks in the stages laid out so far
+    # best[i]: (most expensive group, sum of squares, counts) of the first i blocks in the stages laid out so far
     best: list[tuple[float, float, tuple[int, ...]] | None] = [(0.0, 0.0, ())] + [None] * blocks
     for _ in range(stages):
         best = [_extend(best, total, end) for end in range(blocks + 1)]
@@ -60,20 +58,6 @@ def shares(costs: Sequence[float], split: Sequence[int]) -> list[float]:
     return [sum(costs[i] for i in blocks) / whole for blocks in members(split)]
 
 
-def arithmetic_costs(config: Method, shapes: Sequence[BlockShape], classes: int) -> list[float]:
-    """Multiply-accumulates of one sample's training step in each block, without normalisation and pooling.
-
-    Local learning is forward and weight gradient; the head and global backpropagation add the input gradient.
-    """
-    firsts, lasts = segment_ends(config, shapes)
-    costs = []
-    for index, shape in enumerate(shapes):
-        passes = 2 if index in firsts else 3
-        headed = index < len(shapes) - 1 and (index in lasts or config.backpropagates)
-        costs.append(float(passes * shape.macs + (3 * _head_macs(shape, config, classes) if headed else 0)))
-    return costs
-
-
 def cut_segments(config: Method, shapes: Sequence[BlockShape]) -> tuple[int, ...]:
     """Blocks of each segment; where only their number is asked for, balanced by counted forward arithmetic alone.
 
@@ -92,13 +76,3 @@ def segment_ends(config: Method, shapes: Sequence[BlockShape]) -> tuple[set[int]
     """Indices of the first and of the last block of every segment: gradients pass none of these borders."""
     pieces = members(cut_segments(config, shapes))
     return {piece[0] for piece in pieces}, {piece[-1] for piece in pieces}
-
-
-def _head_macs(shape: BlockShape, config: Method, classes: int) -> int:
-    spec, features, macs = config.loss_spec, math.prod(shape.features), 0
-    if spec.similarity_head:
-        macs += similarity_macs(shape.features, config.similarity_head)
-    if spec.prediction:
-        outputs = config.target_projection if spec.bio else classes
-        macs += min(features, config.decoder_dim) * outputs
-    return macs

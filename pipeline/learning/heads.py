@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.learning.ops import AveragePoolFunction, FeedbackAlignment
+from pipeline.network.spec import HeadBuilder
 
-__all__ = [
-    "AveragePool",
-    "FeedbackLinear",
-    "Pooling",
-    "decoder_pooling",
-    "similarity_head_for",
-    "similarity_macs",
-    "zero_weight",
-]
+__all__ = ["SIMILARITY_HEADS", "AveragePool", "FeedbackLinear", "conv_head", "decoder_pool", "pooled_head"]
 
 
 class FeedbackLinear(nn.Module):
@@ -35,7 +29,8 @@ class FeedbackLinear(nn.Module):
         self.register_buffer("feedback", torch.empty(outputs, features).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # the backward knows the weights' own number format only
+        # The backward knows the weights' own number format only; the meta device knows no autocast.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             x = x.to(self.weight.dtype)
             return cast(Tensor, FeedbackAlignment.apply(x, self.weight, self.bias, self.feedback))
 
@@ -50,29 +45,15 @@ class AveragePool(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         return cast(Tensor, AveragePoolFunction.apply(h, self.kernel, self.padding))
 
-    def extra_repr(self) -> str:
-        return f"kernel={self.kernel}, padding={self.padding}"
 
+def decoder_pool(shape: tuple[int, ...], limit: int) -> nn.Module:
+    """Pooling before a local classifier, down to `limit` features: height and width halve alternately until they fit.
 
-@dataclass(frozen=True)
-class Pooling:
-    """Average pooling before a local classifier; a kernel of (1, 1) is none."""
-
-    kernel: tuple[int, int]
-    padding: tuple[int, int]
-
-    def module(self) -> nn.Module:
-        """The pooling layer."""
-        return nn.Identity() if self.kernel == (1, 1) else AveragePool(self.kernel, self.padding)
-
-    def outputs(self, channels: int, height: int, width: int) -> int:
-        """Features after pooling and flattening."""
-        sides = zip((height, width), self.kernel, self.padding, strict=True)
-        return channels * math.prod((side + 2 * pad - k) // k + 1 for side, k, pad in sides)
-
-
-def decoder_pooling(channels: int, height: int, width: int, limit: int) -> Pooling:
-    """Pooling that brings feature maps down to `limit` features: height and width halve in turn until it fits."""
+    One value a map is the least, and activations other than [B, C, H, W] stay as they are.
+    """
+    if len(shape) != 3:
+        return nn.Identity()
+    channels, height, width = shape
     kh = kw = 1
     rows, columns = height, width
     while channels * rows * columns > limit and (kh < height or kw < width):
@@ -82,65 +63,24 @@ def decoder_pooling(channels: int, height: int, width: int, limit: int) -> Pooli
         if channels * rows * columns > limit and kw < width:
             kw *= 2
             columns = math.ceil(width / kw)
-    pad = (kh * (rows - height // kh) // 2, kw * (columns - width // kw) // 2)
-    return Pooling((kh, kw), pad)
+    padding = (kh * (rows - height // kh) // 2, kw * (columns - width // kw) // 2)
+    return nn.Identity() if (kh, kw) == (1, 1) else AveragePool((kh, kw), padding)
 
 
-@dataclass(frozen=True)
-class _Saving:
-    """How a similarity head on feature maps is made cheaper than the paper's: less space, or fewer connections."""
-
-    pool: int = 1
-    stride: int = 1
-    groups: int = 1
-
-    @classmethod
-    def named(cls, name: str, channels: int, side: int) -> _Saving:
-        """Of a name in `config.SIMILARITY_HEADS` other than `none`, on maps whose shorter side is `side`."""
-        kind, _, size = name.partition("-")
-        factor, _, least = size.partition("x")
-        if kind == "grouped":
-            return cls(groups=math.gcd(channels, int(factor)))
-        return cls() if kind == "conv" else cls(**{kind: _step(side, int(factor), int(least or 2))})
-
-
-def similarity_head_for(shape: tuple[int, ...], name: str) -> nn.Module:
-    """The layer before the similarity matrix, by its name in `config.SIMILARITY_HEADS`.
-
-    The paper's is a 3x3 convolution with as many maps as the block, or a square matrix for flat activations. The
-    cheap ones save on space, and leave flat activations the square matrix: `pool-4` averages 4x4 windows at most and
-    leaves two rows at least, `pool-4x4` leaves four, `stride-4` skips likewise. `none` has no weights at all.
-    """
-    if len(shape) != 3:
-        features = math.prod(shape)
-        matrix = nn.Linear(features, features, bias=False)
-        return nn.Flatten() if name == "none" else nn.Sequential(nn.Flatten(), matrix)
-    if name == "none":
-        return nn.Identity()
-    channels, saving = shape[0], _Saving.named(name, shape[0], min(shape[1:]))
-    convolution = nn.Conv2d(channels, channels, 3, stride=saving.stride, padding=1, groups=saving.groups, bias=False)
-    return convolution if saving.pool == 1 else nn.Sequential(AveragePool((saving.pool, saving.pool)), convolution)
-
-
-def similarity_macs(shape: tuple[int, ...], name: str) -> int:
-    """Multiply-accumulates of one sample in the similarity head `name` on activations of `shape`."""
+def conv_head(shape: tuple[int, ...]) -> nn.Module:
+    """The paper's similarity head: a 3x3 convolution with as many maps, or a square matrix for flat activations."""
+    if len(shape) == 3:
+        return nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False)
     features = math.prod(shape)
-    if name == "none":
-        return 0
-    if len(shape) != 3:
-        return features * features
-    channels, height, width = shape
-    saving = _Saving.named(name, channels, min(height, width))
-    rows, columns = (-(-(side // saving.pool) // saving.stride) for side in (height, width))
-    return 9 * channels * (channels // saving.groups) * rows * columns
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, features, bias=False))
 
 
-def _step(side: int, wanted: int, least: int) -> int:
-    """The largest of wanted, wanted / 2, ... 1 that leaves at least `least` of `side` rows; a deviation needs two."""
-    return wanted if wanted == 1 or side // wanted >= least else _step(side, wanted // 2, least)
+def pooled_head(shape: tuple[int, ...]) -> nn.Module:
+    """The paper's head on means of windows of 4x4, or of less so that at least four rows are left."""
+    window = max((size for size in (2, 4) if len(shape) == 3 and min(shape[1:]) // size >= 4), default=1)
+    head = conv_head(shape)
+    return head if window == 1 else nn.Sequential(AveragePool((window, window)), head)
 
 
-def zero_weight(layer: nn.Linear) -> nn.Linear:
-    """Zero the weights, keep the bias's random start: the reference's initialisation of every classifier."""
-    nn.init.zeros_(layer.weight)
-    return layer
+SIMILARITY_HEADS: Mapping[str, HeadBuilder] = MappingProxyType({"conv": conv_head, "pool-4x4": pooled_head})
+"""The layer before the similarity matrix, by its name for `--similarity-head`."""

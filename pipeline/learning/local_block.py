@@ -12,13 +12,21 @@ from pipeline.learning.losses import LocalLoss, OutputLoss, create_local_loss
 from pipeline.learning.meter import Meter
 from pipeline.learning.numerics import Numerics
 from pipeline.network.blocks import Block, canonical
+from pipeline.network.spec import HeadBuilder
 from pipeline.seeding import seed_default_generator
 
 __all__ = ["LocalBlock", "create_loss", "create_optimizer"]
 
 
 def create_loss(
-    config: Method, index: int, shape: tuple[int, ...], classes: int, *, output: bool, segment_end: bool
+    config: Method,
+    index: int,
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    output: bool,
+    segment_end: bool,
+    similarity_head: HeadBuilder | None = None,
 ) -> LocalLoss | OutputLoss | None:
     """The loss that trains block `index`, its head keyed by (seed, block), or None where the block has none.
 
@@ -29,6 +37,7 @@ def create_loss(
         classes: number of classes.
         output: whether the block is the output layer.
         segment_end: whether the block ends a segment; only such blocks have a local loss, and all of `glob+X`.
+        similarity_head: in place of the configured one.
     """
     spec = config.loss_spec
     assert config.beta is not None
@@ -38,15 +47,7 @@ def create_loss(
         return None
     with torch.random.fork_rng(devices=[]):
         seed_default_generator(torch.device("cpu"), config.seed, "head", index)
-        return create_local_loss(
-            spec,
-            shape,
-            classes,
-            beta=config.beta,
-            decoder_dim=config.decoder_dim,
-            target_projection=config.target_projection,
-            similarity_head=config.similarity_head,
-        )
+        return create_local_loss(config, shape, classes, similarity_head)
 
 
 def create_optimizer(config: Method, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:

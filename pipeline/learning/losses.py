@@ -6,15 +6,14 @@ Shapes: B batch, C channels, H height, W width, F features, K classes, P length 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.catalog import LossSpec
-from pipeline.learning.heads import FeedbackLinear, Pooling, decoder_pooling, similarity_head_for, zero_weight
+from pipeline.config.method import Method
+from pipeline.learning.heads import SIMILARITY_HEADS, FeedbackLinear, decoder_pool
 from pipeline.learning.ops import spatial_std
+from pipeline.network.spec import HeadBuilder
 
 __all__ = ["LocalLoss", "OutputLoss", "create_local_loss", "similarity_matrix"]
 
@@ -116,41 +115,34 @@ class OutputLoss(nn.Module):
         return F.cross_entropy(scores, labels) * self.scale, scores.detach()
 
 
+def _classifier(features: int, classes: int) -> nn.Linear:
+    """As every classifier of the reference, with weights that start at zero and a bias that does not."""
+    layer = nn.Linear(features, classes)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 def create_local_loss(
-    spec: LossSpec,
-    shape: tuple[int, ...],
-    classes: int,
-    *,
-    beta: float,
-    decoder_dim: int,
-    target_projection: int,
-    similarity_head: str = "conv",
+    config: Method, shape: tuple[int, ...], classes: int, similarity_head: HeadBuilder | None = None
 ) -> LocalLoss:
     """The local loss of a block, with a head sized for an activation.
 
     Args:
-        spec: what the loss consists of, one of `LOSSES`, such as `LOSSES["predsim"]`; for `glob+X` its part X counts.
+        config: names the loss; for `glob+X` its part X counts.
         shape: of one sample's activation, (C, H, W) or any other, which is then flattened.
         classes: number of classes.
-        beta: weight of similarity in predsim.
-        decoder_dim: most inputs of the classifier.
-        target_projection: P, for the -bio variants.
-        similarity_head: what stands before the similarity matrix, one of `config.SIMILARITY_HEADS`.
+        similarity_head: what stands before the similarity matrix, where it is not the configured one.
     """
-    pooling, features = Pooling((1, 1), (0, 0)), math.prod(shape)
-    if len(shape) == 3:
-        channels, height, width = shape
-        pooling = decoder_pooling(channels, height, width, decoder_dim)
-        features = pooling.outputs(channels, height, width)
+    spec, beta = config.loss_spec, config.beta
+    assert beta is not None
+    pool = decoder_pool(shape, config.decoder_dim)
     decoder: nn.Module | None = None
     if spec.prediction:
-        decoder = (
-            FeedbackLinear(features, target_projection) if spec.bio else zero_weight(nn.Linear(features, classes))
-        )
+        features = pool(torch.empty(1, *shape, device="meta")).numel()
+        decoder = FeedbackLinear(features, config.target_projection) if spec.bio else _classifier(features, classes)
     similarity: nn.Module | None = None
     if spec.similarity:
-        similarity = similarity_head_for(shape, similarity_head) if spec.similarity_head else pooling.module()
-    projection = nn.Linear(classes, target_projection, bias=False).weight.detach() if spec.bio else None
-    return LocalLoss(
-        classes, decoder=decoder, similarity=similarity, pool=pooling.module(), beta=beta, projection=projection
-    )
+        build = similarity_head or SIMILARITY_HEADS[config.similarity_head]
+        similarity = build(shape) if spec.similarity_head else pool
+    projection = nn.Linear(classes, config.target_projection, bias=False).weight.detach() if spec.bio else None
+    return LocalLoss(classes, decoder=decoder, similarity=similarity, pool=pool, beta=beta, projection=projection)

@@ -37,7 +37,8 @@ class Numerics:
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Mixed precision where the precision is a half one; weights stay float32."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4):
+        device = "cpu" if self.device.type == "meta" else self.device.type  # shapes alone know no autocast
+        with torch.autocast(device, self.dtype, enabled=self.dtype.itemsize < 4):
             yield
 
     def place(self, module: M) -> M:

@@ -1,4 +1,4 @@
-"""What each block costs: measured on copies with made-up data, or computed."""
+"""What a training step of each block costs: timed or counted, on copies with synthetic data."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from pipeline.config.schema import TrainConfig
-from pipeline.learning.balance import arithmetic_costs
+from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Kind, Packet, Position
-from pipeline.learning.stage import Stage, build_stage
+from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import canonical
-from pipeline.network.spec import BlockShape, BlockSpec, Network
+from pipeline.network.spec import BlockShape, Network
 
-__all__ = ["ARITHMETIC_UNIT", "block_costs", "measure_costs"]
+__all__ = ["ARITHMETIC_UNIT", "block_costs", "count_costs", "measure_costs"]
 
 ARITHMETIC_UNIT = "multiply-accumulates of a sample"
 
@@ -34,7 +37,7 @@ def block_costs(
     Seconds measured where every block learns alone; where segments hold several blocks, the arithmetic of each.
     """
     if config.segments is not None:
-        return arithmetic_costs(config, shapes, classes), ARITHMETIC_UNIT
+        return count_costs(config, network, shapes, classes), ARITHMETIC_UNIT
     return measure_costs(config, network, shapes, classes, numerics), "seconds of a batch, measured"
 
 
@@ -50,30 +53,74 @@ def measure_costs(
     devices = [numerics.device] if numerics.device.type == "cuda" else []
     # A measured block learns from its own loss alone; the global loss adds about as much to each of them.
     alone = replace(config, loss=config.loss_spec.isolated.name, split=None, stages=None)
-    ones = [1] * len(network)
-    costs = []
     with torch.random.fork_rng(devices=devices):
-        for index, shape in enumerate(shapes):
-            copied = tuple(_copy(spec) if i == index else spec for i, spec in enumerate(network))
-            stage = build_stage(alone, copied, shapes, classes, ones, index, numerics)
-            costs.append(_time(stage, shape.inputs, classes, config.batch_size, deadline))
+        return [
+            _time(_copied(alone, network, shapes, classes, index, numerics), shape, classes, deadline)
+            for index, shape in enumerate(shapes)
+        ]
+
+
+def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockShape], classes: int) -> list[float]:
+    """Multiply-accumulates of a sample in one training step of each block: in forward, local loss and backward.
+
+    Counted on copies, without data where the layers allow that; draws no random number. Pooling, normalisation and
+    optimizer do not count.
+    """
+
+    def count(index: int, device: torch.device) -> float:
+        batch = config.batch_size
+        with torch.random.fork_rng(devices=[]), device, _Counter() as counter:
+            block = _copied(config, network, shapes, classes, index, Numerics(device, fused=False))
+            _train(block, torch.zeros(batch, *shapes[index].inputs), torch.zeros(batch, dtype=torch.int64))
+        return counter.flops / (2 * batch)
+
+    costs = []
+    for index in range(len(network)):
+        try:
+            costs.append(count(index, torch.device("meta")))
+        except RuntimeError:
+            costs.append(count(index, torch.device("cpu")))
     return costs
 
 
-def _copy(spec: BlockSpec) -> BlockSpec:
-    return spec if spec.given is None else replace(spec, given=copy.deepcopy(spec.given))
+class _Counter(TorchDispatchMode):
+    """torch's own formulas, without the hooks of its `FlopCounterMode`, which fail where a block ends in a view."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch says no types here
+        self.flops: float = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
 
 
-def _time(stage: Stage, inputs: tuple[int, ...], classes: int, batch: int, deadline: float) -> float:
+def _copied(
+    config: TrainConfig, network: Network, shapes: Sequence[BlockShape], classes: int, index: int, numerics: Numerics
+) -> LocalBlock:
+    """Block `index` with its local loss; of one that the user built, a copy."""
+    spec = replace(network[index], given=copy.deepcopy(network[index].given))
+    network = (*network[:index], spec, *network[index + 1 :])
+    return build_stage(config, network, shapes, classes, [1] * len(network), index, numerics).blocks[0]
+
+
+def _train(block: LocalBlock, x: Tensor, labels: Tensor) -> None:
+    """One step, with a gradient from the next block where one would come."""
+    handed_on = block.forward(x, 0)
+    block.update(labels, torch.ones_like(handed_on) if block.gradient_in else None)
+
+
+def _time(block: LocalBlock, shape: BlockShape, classes: int, deadline: float) -> float:
     generator = torch.Generator().manual_seed(0)
-    device = stage.numerics.device
-    x = canonical(torch.randn(batch, *inputs, generator=generator)).to(device)
-    labels = torch.randint(classes, (batch,), generator=generator)
+    batch, device = block.config.batch_size, block.numerics.device
+    x = canonical(torch.randn(batch, *shape.inputs, generator=generator)).to(device)
+    labels = torch.randint(classes, (batch,), generator=generator).to(device)
     seconds: list[float] = []
     while len(seconds) <= _REPEATS and (not seconds or time.perf_counter() < deadline):
         start = time.perf_counter()
-        handed_on = stage.forward(Packet.of(Kind.TRAIN, Position(1, len(seconds)), x, labels))
-        stage.update(torch.ones_like(handed_on.x) if stage.blocks[-1].gradient_in else None)
+        _train(block, x, labels)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)

@@ -169,7 +169,10 @@ def build_stage(
     blocks = []
     for i in own:
         output = i == len(network) - 1
-        loss = create_loss(config, i, shapes[i].features, classes, output=output, segment_end=i in lasts)
+        head = network[i].similarity_head
+        loss = create_loss(
+            config, i, shapes[i].features, classes, output=output, segment_end=i in lasts, similarity_head=head
+        )
         block = build_block(network[i], config.seed, i)
         blocks.append(
             LocalBlock(i, block, loss, config, numerics, gradient_in=i not in lasts, gradient_out=i not in firsts)

@@ -7,23 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.network.blocks import Block
 from pipeline.seeding import seed_default_generator
 
-__all__ = ["BlockShape", "BlockSpec", "Network", "build_block", "infer_shapes"]
+__all__ = ["BlockShape", "BlockSpec", "HeadBuilder", "Network", "build_block", "infer_shapes"]
+
+
+HeadBuilder = Callable[[tuple[int, ...]], nn.Module]
+"""Makes the layer before a similarity matrix for the shape of one sample's activation."""
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """A block not built yet; `given` is set where the user built it."""
+    """A block not built yet."""
 
     name: str
     build: Callable[[], Block]
-    given: Block | None = None
+    given: Block | None = None  # where the user built it
+    similarity_head: HeadBuilder | None = None  # for its local loss, instead of the configured one
 
 
 Network = tuple[BlockSpec, ...]
@@ -67,11 +72,11 @@ def infer_shapes(network: Network, shape: tuple[int, ...]) -> list[BlockShape]:
 
 
 def _infer(spec: BlockSpec, shape: tuple[int, ...]) -> BlockShape:
-    """Run a copy in evaluation mode on two made-up samples, on the meta device where its layers allow that."""
+    """Run a copy in evaluation mode on two synthetic samples, on the meta device where its layers allow that."""
     with torch.random.fork_rng(devices=[]):
         try:
             return _run_copy(spec, shape, torch.device("meta"))
-        except (NotImplementedError, RuntimeError):
+        except RuntimeError:
             return _run_copy(spec, shape, torch.device("cpu"))
 
 

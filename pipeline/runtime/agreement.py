@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.learning.balance import arithmetic_costs, balance, cut_segments, members
+from pipeline.learning.balance import balance, cut_segments, members
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs
+from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs, count_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic
@@ -133,5 +133,4 @@ def decide_split(
         pieces = members((1,) * len(network) if config.backpropagates else cut_segments(config, shapes))
         found = balance([sum(costs[block] for block in piece) for piece in pieces], stages)
         return tuple(sum(len(pieces[i]) for i in stage) for stage in members(found)), costs, unit
-    costs = arithmetic_costs(config, shapes, classes)
-    return config.split or (len(network),), costs, ARITHMETIC_UNIT
+    return config.split or (len(network),), count_costs(config, network, shapes, classes), ARITHMETIC_UNIT

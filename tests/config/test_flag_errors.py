@@ -28,10 +28,10 @@ FLAGS: list[tuple[str, str]] = [
     ("--model vgg7", r"--model is 'vgg7'; choose one of mlp, vgg6a"),
     ("--optimizer lion", r"--optimizer is 'lion'; choose one of adam, amsgrad, sgd"),
     ("--momentum 0.9", r"--momentum 0\.9 needs --optimizer sgd, not adam"),
-    ("--similarity-head mean", r"--similarity-head is 'mean'; choose one of conv, pool-2, .*none"),
+    ("--similarity-head mean", r"--similarity-head is 'mean'; choose one of conv, pool-4x4"),
     (
-        "--similarity-head pool-4 --loss pred",
-        r"--similarity-head pool-4 needs a loss with a similarity head, not pred",
+        "--similarity-head pool-4x4 --loss pred",
+        r"--similarity-head pool-4x4 needs a loss with a similarity head, not pred",
     ),
     ("--segments 2 --loss glob", r"--segments 2 needs a local loss, not glob, which is one segment over everything"),
     ("--segments 3,x", r"argument --segments: '3,x' is neither block, nor a number of segments, nor block counts"),

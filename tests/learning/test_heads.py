@@ -9,10 +9,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config.catalog import LOSSES
-from pipeline.config.method import SIMILARITY_HEADS
-from pipeline.learning.heads import AveragePool, FeedbackLinear, decoder_pooling, similarity_macs
-from pipeline.learning.losses import create_local_loss
+from benchmarks.contenders.heads import CANDIDATES, with_head
+from pipeline.config.schema import ModelConfig, TrainConfig
+from pipeline.learning.heads import SIMILARITY_HEADS, AveragePool, FeedbackLinear, decoder_pool
+from pipeline.learning.losses import LocalLoss, create_local_loss
+from pipeline.learning.numerics import Numerics
+from pipeline.learning.stage import build_stage
+from pipeline.network.spec import infer_shapes
+from pipeline.network.zoo import named_network
 from tests.support.activations import random_batch
 
 
@@ -68,12 +72,13 @@ def test_the_gradient_of_average_pool_needs_no_copy_to_channels_last() -> None:
 def test_decoder_pooling_follows_the_reference(
     shape: tuple[int, int, int], limit: int, kernel: tuple[int, int], padding: tuple[int, int], outputs: int | None
 ) -> None:
-    pooling = decoder_pooling(*shape, limit)
-    assert (pooling.kernel, pooling.padding) == (kernel, padding)
-    pooled = pooling.module()(torch.zeros(1, *shape))
-    assert pooled.numel() == pooling.outputs(*shape)
+    pool = decoder_pool(shape, limit)
+    if kernel == (1, 1):
+        assert isinstance(pool, nn.Identity)
+    else:
+        assert isinstance(pool, AveragePool) and (pool.kernel, pool.padding) == (kernel, padding)
     if outputs is not None:
-        assert pooled.numel() == outputs
+        assert pool(torch.zeros(1, *shape)).numel() == outputs
 
 
 def test_feedback_alignment_sends_errors_back_through_fixed_weights() -> None:
@@ -94,17 +99,16 @@ def test_feedback_weights_are_uniform_within_the_bound_of_their_inputs() -> None
     assert feedback.std() == pytest.approx(0.1 / math.sqrt(3), rel=0.1)
 
 
-@pytest.mark.parametrize("name", SIMILARITY_HEADS)
+HEADS = {**SIMILARITY_HEADS, **CANDIDATES}
+
+
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("shape", [(16, 32, 32), (16, 14, 14), (12, 7, 5), (8, 2, 2), (8, 1, 1), (20,)])
-def test_every_similarity_head_learns_and_costs_what_it_says(name: str, shape: tuple[int, ...]) -> None:
-    loss = create_local_loss(
-        LOSSES["sim"], shape, 5, beta=0.99, decoder_dim=64, target_projection=16, similarity_head=name
-    )
+def test_every_similarity_head_learns(name: str, shape: tuple[int, ...]) -> None:
+    loss = create_local_loss(TrainConfig(loss="sim"), shape, 5, HEADS[name])
     h, labels = random_batch(shape)
     assert loss.similarity is not None
-    with FlopCounterMode(display=False) as counter:
-        maps = loss.similarity(h.detach())
-    assert counter.get_total_flops() == 2 * len(labels) * similarity_macs(shape, name)
+    maps = loss.similarity(h.detach())
     assert len(shape) != 3 or shape[1] < 2 or maps.shape[2] >= 2, "a spatial deviation needs two rows"
     value, _ = loss(h, labels)
     value.backward()
@@ -112,10 +116,16 @@ def test_every_similarity_head_learns_and_costs_what_it_says(name: str, shape: t
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.similarity.parameters())
 
 
+def macs_of(name: str, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of a sample in a head, counted."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        HEADS[name](shape)(torch.empty(1, *shape))
+    return int(counter.get_total_flops()) // 2
+
+
 def test_the_heads_save_what_their_names_say() -> None:
-    macs = {name: similarity_macs((64, 32, 32), name) for name in SIMILARITY_HEADS}
     full = 9 * 64 * 64 * 32 * 32
-    assert macs == {
+    assert {name: macs_of(name, (64, 32, 32)) for name in HEADS} == {
         "conv": full,
         "pool-2": full // 4,
         "pool-4": full // 16,
@@ -124,5 +134,14 @@ def test_the_heads_save_what_their_names_say() -> None:
         "grouped-8": full // 8,
         "none": 0,
     }
-    assert similarity_macs((64, 8, 8), "pool-4") == full // 16 // 16  # 2x2
-    assert similarity_macs((64, 8, 8), "pool-4x4") == full // 16 // 4  # 4x4
+    assert macs_of("pool-4", (64, 8, 8)) == full // 16 // 16  # 2x2
+    assert macs_of("pool-4x4", (64, 8, 8)) == full // 16 // 4  # 4x4
+    assert macs_of("conv", (20,)) == macs_of("pool-4x4", (20,)) == 400
+
+
+def test_a_network_may_bring_similarity_heads_of_its_own() -> None:
+    network = with_head(named_network(ModelConfig(model="vgg6a", width=0.0625), (3, 8, 8), 4, "predsim"), "none")
+    config, shapes = TrainConfig(loss="predsim", decoder_dim=32), infer_shapes(network, (3, 8, 8))
+    stage = build_stage(config, network, shapes, 4, [6], 0, Numerics(torch.device("cpu")))
+    heads = [block.loss.similarity for block in stage.blocks if isinstance(block.loss, LocalLoss)]
+    assert len(heads) == 5 and all(isinstance(head, nn.Identity | nn.Flatten) for head in heads)

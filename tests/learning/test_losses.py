@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.config.catalog import LOSSES
+from pipeline.config.schema import TrainConfig
 from pipeline.learning.heads import FeedbackLinear
 from pipeline.learning.losses import LocalLoss, OutputLoss, create_local_loss, similarity_matrix
 from tests.support.activations import random_batch
@@ -16,7 +16,8 @@ SHAPES = ((8, 6, 6), (8, 1, 1), (3, 4, 4), (12,))
 
 
 def make(name: str, shape: tuple[int, ...], classes: int = 5, beta: float = 0.9) -> LocalLoss:
-    return create_local_loss(LOSSES[name], shape, classes, beta=beta, decoder_dim=64, target_projection=16)
+    config = TrainConfig(loss=name, beta=beta, decoder_dim=64, target_projection=16)
+    return create_local_loss(config, shape, classes)
 
 
 def test_similarity_is_the_centred_cosine() -> None:

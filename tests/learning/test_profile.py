@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,8 @@ from pipeline.config.catalog import LOSSES
 from pipeline.config.schema import TrainConfig
 from pipeline.learning import profile
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.profile import block_costs, measure_costs
-from pipeline.network.sequential import given_network
+from pipeline.learning.profile import block_costs, count_costs, measure_costs
+from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import create_model
 from pipeline.runtime.checkpoint import digest
@@ -32,6 +34,46 @@ def test_measuring_touches_neither_weights_nor_statistics_nor_random_numbers(los
     config = TrainConfig(loss=loss, batch_size=4, decoder_dim=32, target_projection=8)
     costs = measure_costs(config, network, infer_shapes(network, SHAPE), 4, CPU)
     assert len(costs) == 6 and min(costs) > 0
+    assert torch.equal(torch.rand(2), expected)
+    assert [digest(dict(block.state_dict())) for block in blocks] == before
+
+
+def counted(loss: str, **values: Any) -> list[float]:
+    """Costs of a convolution of 3 to 16 maps on 8x8 and an output layer of 10 scores."""
+    network = given_network(
+        blocks_from(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Flatten(), nn.Linear(1024, 10)))
+    )
+    config = TrainConfig(loss=loss, batch_size=4, **values)
+    return count_costs(
+        config,
+        network,
+        infer_shapes(network, SHAPE),
+        10,
+    )
+
+
+def test_counted_costs_hold_every_pass_and_the_head() -> None:
+    """Local learning is forward and weight gradient; a head and global backpropagation add the input gradient."""
+    conv, output = 9 * 3 * 16 * 64, 16 * 64 * 10
+    assert counted("glob") == [2 * conv, 3 * output]
+    assert counted("pred") == [2 * conv + 3 * output, 2 * output]  # the head is a classifier, too
+    assert counted("pred", segments=(2,)) == [2 * conv, 3 * output]
+    head, matrices = (
+        9 * 16 * 16 * 64,
+        3 * 16 * 4 + 10 * 4,
+    )  # of a batch of 4: of 16 maps, with gradients, and of 10 classes
+    assert counted("sim") == [2 * conv + 3 * head + matrices, 2 * output]
+    assert counted("sim", similarity_head="pool-4x4") == [2 * conv + 3 * head / 4 + matrices, 2 * output]
+
+
+def test_counting_touches_neither_weights_nor_random_numbers() -> None:
+    blocks = create_model("vgg6a", input_shape=SHAPE, classes=4, width=0.0625, hidden_units=8, dropout=0.2)
+    network = given_network(blocks)
+    before = [digest(dict(block.state_dict())) for block in blocks]
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    assert min(count_costs(TrainConfig(batch_size=4), network, infer_shapes(network, SHAPE), 4)) > 0
     assert torch.equal(torch.rand(2), expected)
     assert [digest(dict(block.state_dict())) for block in blocks] == before
 
