@@ -21,8 +21,6 @@ _LIMIT = 200_000  # spans a process keeps; at about 100 bytes each a long run mu
 
 @dataclass(frozen=True)
 class Span:
-    """One piece of work of one stage."""
-
     stage: int
     lane: str
     name: str

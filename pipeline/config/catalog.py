@@ -72,7 +72,7 @@ _PARTS = (
     LossSpec(name="predsim", prediction=True, similarity=True),
 )
 
-_SPECS = (
+_SPECS = (  # the losses of the paper and of its reference implementation (Nøkland & Eidnes 2019)
     LossSpec(name="glob", backpropagates=True),
     *_PARTS,
     *(replace(spec, name=f"{spec.name}-bio", bio=True) for spec in _PARTS),
@@ -80,11 +80,10 @@ _SPECS = (
 )
 
 LOSSES: Mapping[str, LossSpec] = {spec.name: spec for spec in _SPECS}
-"""The losses of the paper and its reference implementation (Nøkland & Eidnes 2019)."""
 
 POOL = "M"  # stands for a 2x2 max pooling in a plan, whose numbers are output channels of 3x3 convolutions
 
-VGG_PLANS: Mapping[str, tuple[int | str, ...]] = {
+VGG_PLANS: Mapping[str, tuple[int | str, ...]] = {  # of the paper's appendix; vgg8b and vgg11b are its main networks
     "vgg6a": (128, "M", 256, "M", 512, "M", 512),
     "vgg6b": (128, "M", 256, "M", 512, "M", 512, "M"),
     "vgg8": (64, "M", 128, "M", 256, "M", 512, "M", 512, "M"),
@@ -99,7 +98,6 @@ VGG_PLANS: Mapping[str, tuple[int | str, ...]] = {
         *(512, 512, 512, 512, "M", 512, 512, 512, 512, "M"),
     ),
 }
-"""The paper's VGG family (Nøkland & Eidnes 2019, appendix; vgg8b and vgg11b are its main networks)."""
 
 MODELS = ("mlp", *VGG_PLANS)
 

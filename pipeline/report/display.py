@@ -133,8 +133,7 @@ class LiveDisplay(Display):
 
     def epoch(self, record: EpochRecord) -> None:
         self._last = record
-        epochs = 0 if self._plan is None else self._plan.epochs
-        self._console.print(render.epoch_text(record, epochs), soft_wrap=True)
+        self._console.print(render.epoch_text(record, self._plan.epochs if self._plan else 0), soft_wrap=True)
 
     def note(self, text: str) -> None:
         self._console.print(Text.assemble(("note: ", "yellow"), text))

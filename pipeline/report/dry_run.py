@@ -27,8 +27,7 @@ def dry_run(config: RunConfig, world_size: int) -> None:
     network = named_network(config.model, shape, classes, config.train.loss)
     shapes = infer_shapes(network, shape)
     train = count_segments(config.train, shapes, world_size)
-    numerics = Numerics(torch.device("cpu"))
-    split, costs, unit = decide_split(train, network, shapes, classes, world_size, numerics)
+    split, costs, unit = decide_split(train, network, shapes, classes, world_size, Numerics(torch.device("cpu")))
     table = Table(title=f"Stages (cost: {unit})")
     for name in ("stage", "block", "layer", "takes", "hands on", "cost %"):
         table.add_column(name, justify="right" if name in ("stage", "block", "cost %") else "left")

@@ -168,10 +168,9 @@ def _block_table(scores: Sequence[BlockScore], names: dict[int, str]) -> Table:
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
-    line = f"epoch {record.epoch}/{epochs}: {record.seconds:.1f} s, lr {record.lr:.4g}, "
-    line += f"train error {_error(record.train_error_percent)} %"
-    tested = record.test_error_percent is not None
-    return line + (f", test error {_error(record.test_error_percent)} %" if tested else "")
+    test = "" if record.test_error_percent is None else f", test error {_error(record.test_error_percent)} %"
+    line = f"epoch {record.epoch}/{epochs}: {record.seconds:.1f} s, lr {record.lr:.4g}, train error "
+    return line + f"{_error(record.train_error_percent)} %{test}"
 
 
 def epoch_text(record: EpochRecord, epochs: int) -> Text:

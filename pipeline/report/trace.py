@@ -31,8 +31,7 @@ def join(exported: Sequence[Mapping[str, Any]]) -> list[Span]:
         first = exported[0]
         # Never shift within a host: there the monotonic clocks agree better than any two readings of the wall clock.
         shift = 0 if part["host"] == first["host"] else part["wall_offset_ns"] - first["wall_offset_ns"]
-        found = spans_from(part)
-        spans += found if shift == 0 else [replace(span, start_ns=span.start_ns + shift) for span in found]
+        spans += [replace(s, start_ns=s.start_ns + shift) if shift else s for s in spans_from(part)]
     return spans
 
 
