@@ -68,8 +68,8 @@ def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockSha
     """
 
     def count(index: int, device: torch.device) -> float:
-        batch = config.batch_size
-        with torch.random.fork_rng(devices=[]), device, _Counter() as counter:
+        batch, counter = config.batch_size, _Counter()
+        with torch.random.fork_rng(devices=[]), device, counter:
             block = _copied(config, network, shapes, classes, index, Numerics(device, fused=False))
             _train(block, torch.zeros(batch, *shapes[index].inputs), torch.zeros(batch, dtype=torch.int64))
         return counter.flops / (2 * batch)
