@@ -201,4 +201,4 @@ def test_an_exception_in_one_stage_is_raised_in_all(tmp_path: Path) -> None:
     assert ends[1].stdout.startswith("RuntimeError the fuse has blown"), ends[1]
     for rank in (0, 2):
         if ends[rank].status == 3:  # unless it was ended before it could print, as torchrun does
-            assert ends[rank].stdout == "StageFailure stage 1 failed: RuntimeError: the fuse has blown\n"
+            assert ends[rank].stdout == "StageFailure stage 1 (process 1) failed: RuntimeError: the fuse has blown\n"
