@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.stage import Stage
 from pipeline.runtime.topology import Topology
-from pipeline.transport.links import Bulk
+from pipeline.transport.bulk import Bulk
 from pipeline.transport.topics import Topic
 
 __all__ = ["Digest", "FinalState", "collect_state", "digest"]

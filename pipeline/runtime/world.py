@@ -21,8 +21,9 @@ from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, StageFailure, first_line
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.topology import describe
+from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
-from pipeline.transport.links import Bulk, LinkFactory, Transport
+from pipeline.transport.links import LinkFactory, Transport
 from pipeline.transport.topics import Topic
 
 __all__ = ["World", "connect", "default_threads", "reproducible"]

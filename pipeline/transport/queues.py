@@ -26,7 +26,8 @@ from pipeline.errors import PipelineError, first_line
 from pipeline.learning.packet import Kind, Packet, TensorSpec
 from pipeline.spans import Recorder
 from pipeline.transport.control import Control, Watch
-from pipeline.transport.links import Link, Transfer, rows
+from pipeline.transport.links import Link, rows
+from pipeline.transport.pair import Transfer
 from pipeline.transport.wire import Codec, Contract, decode_header, encode_header
 
 __all__ = ["Channel", "ReceiveQueue", "SendQueue", "slots"]

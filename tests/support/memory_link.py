@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pipeline.transport.links import Link, Transfer, rows
+from pipeline.transport.links import Link, rows
+from pipeline.transport.pair import Transfer
 
 __all__ = ["MemoryLink", "MemoryLinks"]
 

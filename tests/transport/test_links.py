@@ -10,8 +10,10 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from pipeline.network.blocks import canonical
+from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
-from pipeline.transport.links import Bulk, LinkFactory, Pair, Transport
+from pipeline.transport.links import LinkFactory, Transport
+from pipeline.transport.pair import Pair
 from tests.support.leftovers import Leftovers
 from tests.support.sessions import all_at_once
 

@@ -1,0 +1,56 @@
+"""Large tensors between process 0 and the others, beside the queues: given weights, final state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from pipeline.transport.control import Control
+from pipeline.transport.pair import Pair
+
+__all__ = ["Bulk"]
+
+
+class Bulk:
+    """Large tensors between process 0 and the others, beside the queues; two connect when they first need to."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self._pairs: dict[int, Pair] = {}
+        self._meetings = Counter[int]()
+
+    def send(self, peer: int, tensors: Sequence[Tensor]) -> None:
+        """Send contiguous CPU tensors and wait until they are there."""
+        self._pair(peer).send([], tensors)()
+
+    def receive(self, peer: int, tensors: Sequence[Tensor]) -> None:
+        """Fill contiguous CPU tensors."""
+        self._pair(peer).receive([], tensors)
+
+    def from_first(self, state: Mapping[str, Tensor]) -> None:
+        """Overwrite tensors in every process with process 0's."""
+        host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+        if self.control.rank == 0:
+            for peer in range(1, self.control.world_size):
+                self.send(peer, list(host.values()))
+            return
+        self.receive(0, list(host.values()))
+        for name, tensor in state.items():
+            tensor.detach().copy_(host[name])
+
+    def _pair(self, peer: int) -> Pair:
+        """Wait, watching the peer, until both are here to transfer."""
+        other, control = max(peer, self.control.rank), self.control
+        self._meetings[peer] += 1
+        name = f"bulk/{other}/{self._meetings[peer]}"
+        control.publish(f"{name}/{control.rank}", True)
+        control.read(f"{name}/{peer}", peer)
+        if peer not in self._pairs:
+            self._pairs[peer] = Pair(control.scoped(name), int(control.rank != 0), control.timeout_s)
+        return self._pairs[peer]
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._pairs.clear()
