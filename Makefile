@@ -9,11 +9,14 @@ QUICK :=
 BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
-LOWEST := .venv-lowest/.ready
+READY_LOWEST := .venv-lowest/.ready
 
 # A stamp that names another folder came here with a copied or moved checkout.
 ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(READY) $(READY_DEV)
+endif
+ifneq "$(shell cat $(READY_LOWEST) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(READY_LOWEST)
 endif
 
 .NOTPARALLEL:
@@ -41,7 +44,7 @@ test: lint types tests
 test-quick: QUICK := -m "not runs and not bench"
 test-quick: lint types tests
 
-test-lowest: $(LOWEST)
+test-lowest: $(READY_LOWEST)
 	.venv-lowest/bin/pytest -m "(not runs and not bench) or lowest" $(ARGS)
 
 lint: $(READY_DEV)
@@ -72,8 +75,5 @@ $(READY): setup.cfg pyproject.toml
 $(READY_DEV): setup.cfg pyproject.toml
 	@PYTHON="$(PYTHON)" tools/make-venv dev
 
-$(LOWEST): setup.cfg tools/lowest-versions
-	rm -f $@
-	"$$(PYTHON="$(PYTHON)" tools/find-python)" -m venv --clear .venv-lowest
-	.venv-lowest/bin/python -m pip install --disable-pip-version-check --no-input --quiet $$(tools/lowest-versions)
-	touch $@
+$(READY_LOWEST): setup.cfg tools/lowest-versions
+	@PYTHON="$(PYTHON)" tools/make-venv lowest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import os
 import re
 import subprocess
@@ -114,10 +115,10 @@ def test_the_change_log_has_this_version() -> None:
     assert f"## {pipeline.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def find_python(folder: Path, wanted: str = "") -> subprocess.CompletedProcess[str]:
+def find_python(folder: Path, wanted: str = "", *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run tools/find-python where only the interpreters in `folder` are on the path."""
     environment = {**os.environ, "PATH": f"{folder}:/usr/bin:/bin", "PYTHON": wanted}
-    command = [str(ROOT / "tools" / "find-python")]
+    command = [str(ROOT / "tools" / "find-python"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -132,7 +133,9 @@ def test_a_python_that_fits_is_looked_for(tmp_path: Path) -> None:
     fake_python(tmp_path, "python3", "3.14 venv")
     fake_python(tmp_path, "python3.13", "", status=127)  # a shim whose version is not installed
     fake_python(tmp_path, "python3.12", "3.12 venv")
+    fake_python(tmp_path, "python3.11", "3.11 venv")
     assert find_python(tmp_path).stdout == "python3.12\n"
+    assert find_python(tmp_path, "", "lowest").stdout == "python3.11\n", "the lowest, too"
 
 
 @pytest.mark.parametrize(
@@ -150,3 +153,23 @@ def test_a_python_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, says:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+def test_the_lowest_versions_have_a_python_of_their_own(tmp_path: Path) -> None:
+    fake_python(tmp_path, "given", "3.13 venv")  # numpy 2.0 has no wheels for it
+    fake_python(tmp_path, "python3.11", "3.13 venv")
+    fake_python(tmp_path, "python3.12", "3.12 venv")
+    assert find_python(tmp_path, "given", "lowest").stdout == "python3.12\n"
+    for name in ("python3.12", "python3"):
+        fake_python(tmp_path, name, "3.13 venv")
+    done = find_python(tmp_path, "given", "lowest")
+    assert done.stderr.startswith("error: Python 3.13 found; the lowest versions of all packages need Python 3.11 or ")
+
+
+def test_the_lowest_version_of_every_requirement_is_tried() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    asked = setup["options"]["install_requires"].split()
+    asked += [each for each in setup["options.extras_require"]["dev"].split() if each.startswith("pytest")]
+    done = subprocess.run([ROOT / "tools" / "lowest-versions"], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [each.replace(">=", "==") for each in asked]
