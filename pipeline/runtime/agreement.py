@@ -85,8 +85,10 @@ def agree_on_layout(
     network, shapes, config = control.together("network", lambda: _describe(control, config, factory, sizes))
     decided = None
     if control.rank == 0:
-        split, costs, _ = decide_split(config, network, shapes, sizes.classes, control.world_size, numerics)
-        decided = [list(split), costs]
+        decided = [[len(network)], [1.0] * len(network)]  # a single stage has the whole cost, whatever that is
+        if config.stage_count(control.world_size) > 1:
+            split, costs, _ = decide_split(config, network, shapes, sizes.classes, control.world_size, numerics)
+            decided = [list(split), costs]
     split, costs = _SPLIT.share(control, decided)
     return Layout(network, shapes, sizes.classes, config.segments, tuple(split), costs)
 

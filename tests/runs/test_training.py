@@ -18,6 +18,8 @@ from torch.utils.data import TensorDataset
 import pipeline
 from pipeline.config.schema import RunConfig
 from pipeline.config.toml import read_toml
+from pipeline.learning.profile import count_costs
+from pipeline.runtime import agreement
 from pipeline.runtime.checkpoint import digest
 from pipeline.training import Options, run
 from tests.runs.exactness_cases import BASE, vary
@@ -167,6 +169,23 @@ def test_training_leaves_the_callers_settings_alone() -> None:
     pipeline.train(block, train, test, pipeline.TrainConfig(epochs=1, batch_size=4, threads=2))
     assert torch.equal(torch.rand(2), expected)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("stages", "counted"), [(1, 0), (2, 1)])
+def test_costs_are_counted_only_where_stages_share_them(
+    stages: int, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def count(*args: Any) -> list[float]:
+        counts.append(args)
+        return count_costs(*args)
+
+    monkeypatch.setattr(agreement, "count_costs", count)
+    train, test = toy()
+    split = {1: (3,), 2: (1, 2)}[stages]
+    pipeline.train(pipeline.blocks_from(network()), train, test, pipeline.TrainConfig(epochs=1, split=split))
+    assert len(counts) == counted
 
 
 def test_a_created_model_trains_to_the_bits_of_the_command_line() -> None:
