@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.stage import Trainable
@@ -17,6 +17,8 @@ from pipeline.transport.queues import Channel, ReceiveQueue, SendQueue
 from pipeline.transport.wire import Contract, agree, codec_for
 
 __all__ = ["Links", "connect"]
+
+Q = TypeVar("Q", SendQueue, ReceiveQueue)
 
 
 class Links(Protocol):
@@ -57,20 +59,24 @@ def connect(
 
         def channel(peer: int, contract: Contract, *, out: bool) -> Channel:
             link = links.link(rank, peer) if out else links.link(peer, rank)
-            undo.callback(link.end)
             stage = stages[-1 if peer == after else 0].index
             return Channel(link, contract, codec, config.queue_depth, control, peer, recorder, stage)
+
+        def opened(queue: Q) -> Q:
+            undo.callback(queue.release)
+            undo.callback(queue.end)  # the last one is called first
+            return queue
 
         inbox = outbox = gradient_inbox = gradient_outbox = None
         # Two neighbours meet once for each link; in every process those with the one before come first.
         if before is not None:
-            inbox = ReceiveQueue(channel(before, takes, out=False), device)
+            inbox = opened(ReceiveQueue(channel(before, takes, out=False), device))
             if config.backpropagates:
-                gradient_outbox = SendQueue(channel(before, _gradients(takes), out=True))
+                gradient_outbox = opened(SendQueue(channel(before, _gradients(takes), out=True)))
         if after is not None:
-            outbox = SendQueue(channel(after, gives, out=True))
+            outbox = opened(SendQueue(channel(after, gives, out=True)))
             if config.backpropagates:
-                gradient_inbox = ReceiveQueue(channel(after, _gradients(gives), out=False), device)
+                gradient_inbox = opened(ReceiveQueue(channel(after, _gradients(gives), out=False), device))
         undo.pop_all()
         return Ports(codec, inbox, outbox, gradient_inbox, gradient_outbox)
 

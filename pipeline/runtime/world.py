@@ -89,12 +89,14 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Leave the run; process 0 leaves last where it ended well, as its process may host the store."""
-        if kind is None and self.size > 1:
-            _LEFT.publish(self.control, self.rank, [])
-            if self.rank == 0:
-                _LEFT.gather(self.control, range(self.size))
-        self.bulk.close()
-        self.control.close()
+        try:
+            if kind is None and self.size > 1:
+                _LEFT.publish(self.control, self.rank, [])
+                if self.rank == 0:
+                    _LEFT.gather(self.control, range(self.size))
+        finally:
+            self.bulk.close()
+            self.control.close()
 
 
 def connect(config: TrainConfig) -> World:
@@ -107,7 +109,11 @@ def connect(config: TrainConfig) -> World:
         return World(where, config, HashStore())
     limit_s = max(60.0, 2 * config.timeout)
     world = World(where, config, _shared_store(where, timedelta(seconds=limit_s)))
-    world.control.meet(limit_s)
+    try:
+        world.control.meet(limit_s)
+    except BaseException:
+        world.control.close()
+        raise
     return world
 
 

@@ -21,8 +21,10 @@ from pipeline.learning.stage import Stage, Trainable
 from pipeline.runtime.feed import Feed
 from pipeline.runtime.session import Session, Timetable
 from pipeline.runtime.telemetry import Observer
+from pipeline.transport.links import Link
 from pipeline.transport.messages import StageEpoch, StageStatus
 from tests.support.data import library
+from tests.support.memory_link import MemoryLinks
 from tests.support.sessions import SHAPE, Fleet, all_at_once, settings, state_of
 
 
@@ -230,6 +232,24 @@ def test_another_thread_may_abort_a_run(victim: int, fleets: Callable[..., Fleet
     found = failures(sessions, feed)
     thread.join()
     assert {str(error) for error in found} == {f"stage {victim} (process {victim}) was aborted"}
+
+
+class Torn(MemoryLinks):
+    """The way back of a link cannot be made."""
+
+    def link(self, source: int, target: int) -> Link:
+        if source > target:
+            raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+        return super().link(source, target)
+
+
+def test_a_session_that_cannot_be_opened_leaves_no_thread(fleets: Callable[..., Fleet]) -> None:
+    """One of its queues was there already when the next one failed."""
+    fleet = fleets(settings("glob"), (2, 4), 2)
+    fleet.links, before = Torn(), threading.active_count()
+    found = failures(fleet.sessions(), Feed(data(), fleet.config))
+    assert all(isinstance(error, StageFailure) for error in found)
+    assert threading.active_count() == before
 
 
 def test_neighbours_that_do_not_fit_are_refused_before_any_queue(fleets: Callable[..., Fleet]) -> None:

@@ -10,9 +10,9 @@ from torch._C._distributed_c10d import HashStore
 
 from pipeline.config.environment import Environment
 from pipeline.config.schema import TrainConfig
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.runtime.world import World, default_threads
-from pipeline.transport.control import known_to_all
+from pipeline.errors import ConfigError, PipelineError, StageFailure
+from pipeline.runtime.world import World, connect, default_threads
+from pipeline.transport.control import Control, known_to_all
 
 
 def meet(devices: list[str]) -> list[PipelineError]:
@@ -46,6 +46,28 @@ def test_a_mix_of_gpus_and_cpus_is_a_users_mistake_told_to_all() -> None:
     assert [type(error) for error in errors] == [ConfigError] * 2
     assert all("some processes have a GPU and some have none" in str(error) for error in errors)
     assert all(known_to_all(error) for error in errors)
+
+
+def test_a_failure_on_leaving_still_ends_the_heartbeat() -> None:
+    """Process 0 waits for the others to leave; one of them fails instead."""
+    store, before = HashStore(), threading.active_count()
+    first, second = (World(Environment(rank, 2, rank, 2), TrainConfig(timeout=5), store) for rank in range(2))
+    second.control.fail("stage 1 broke")
+    with pytest.raises(StageFailure, match="stage 1 broke"), first:
+        pass
+    second.control.close()
+    assert threading.active_count() == before
+
+
+def test_a_meeting_that_nobody_comes_to_leaves_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, before = HashStore(), threading.active_count()
+    monkeypatch.setattr("pipeline.runtime.world.environment", lambda: Environment(0, 2, 0, 2))
+    monkeypatch.setattr("pipeline.runtime.world._shared_store", lambda where, limit: store)
+    meet = Control.meet
+    monkeypatch.setattr(Control, "meet", lambda self, limit_s: meet(self, 0.1))
+    with pytest.raises(StageFailure, match=r"stage 1 \(process 1\) has not come within 0\.1 s"):
+        connect(TrainConfig())
+    assert threading.active_count() == before
 
 
 def test_cores_are_shared_out_and_never_fewer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
