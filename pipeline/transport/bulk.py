@@ -30,7 +30,9 @@ class Bulk:
         self._pair(peer).receive([], tensors)
 
     def from_first(self, state: Mapping[str, Tensor]) -> None:
-        """Overwrite tensors in every process with process 0's."""
+        """Overwrite tensors in every process with process 0's; where there are none, nobody meets."""
+        if not state or self.control.world_size == 1:
+            return
         host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
         if self.control.rank == 0:
             for peer in range(1, self.control.world_size):
