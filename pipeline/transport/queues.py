@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -63,7 +64,7 @@ class Channel:
     stage: int
 
 
-class _Queue:
+class _Queue(ABC):
     """What both ends share: a condition, and a thread that waits for transfers until it is done, ended, or fails."""
 
     def __init__(self, channel: Channel, name: str) -> None:
@@ -84,8 +85,9 @@ class _Queue:
             self._broken, self._done = broken, broken is None
             self._changed.notify_all()
 
+    @abstractmethod
     def _transfer(self) -> None:
-        raise NotImplementedError
+        """Until the stop packet has gone through."""
 
     def _span(self, lane: str, packet: Packet, start_ns: int) -> None:
         duration, kind = time.monotonic_ns() - start_ns, packet.kind.name.lower()
@@ -144,7 +146,6 @@ class SendQueue(_Queue):
         self._free = slots(channel.depth)[0]
         self._sent = 0
         self._under_way: deque[tuple[Transfer, Packet, int]] = deque()  # what waits, for which packet, since when
-        self._riders = channel.contract.riders
         self._thread.start()
 
     def put(self, packet: Packet) -> None:
@@ -154,7 +155,8 @@ class SendQueue(_Queue):
             self._free -= 1
         channel = self.channel
         header = encode_header(packet, self._sent, channel.contract)
-        payloads = [x for name, x in channel.codec.encode(packet.tensors).items() if name not in self._riders]
+        riders = channel.contract.riders
+        payloads = [x for name, x in channel.codec.encode(packet.tensors).items() if name not in riders]
         self._sent += 1
         start = time.monotonic_ns()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -69,7 +70,7 @@ class Contract:
     signature: Signature
     batch: int
 
-    @property
+    @cached_property
     def riders(self) -> list[str]:
         """Names of what rides in the header."""
         return [name for name, spec in self.signature.items() if spec == TensorSpec((), torch.int64)]
