@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, PipelineError, StageFailure
 from pipeline.runtime.world import World, connect, default_threads
 from pipeline.transport.control import Control, known_to_all
+from tests.support.sessions import all_at_once
 
 
 def meet(devices: list[str]) -> list[PipelineError]:
@@ -28,11 +30,7 @@ def meet(devices: list[str]) -> list[PipelineError]:
         finally:
             world.control.close()
 
-    threads = [threading.Thread(target=act, args=pair) for pair in enumerate(devices)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
+    all_at_once([partial(act, *pair) for pair in enumerate(devices)])
     return errors
 
 

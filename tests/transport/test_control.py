@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from pipeline.transport.control import Control, known_to_all
 from pipeline.transport.messages import StageEpoch, StagePlan
 from pipeline.transport.topics import EPOCHS, PLANS, Topic
 from pipeline.transport.wire import Contract, agree
+from tests.support.sessions import all_at_once
 
 
 @pytest.fixture
@@ -52,11 +54,7 @@ def test_an_error_in_one_process_is_raised_in_all(controls: list[Control], kind:
         except PipelineError as error:
             raised.append(error)
 
-    threads = [threading.Thread(target=act, args=(control,)) for control in controls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
+    all_at_once([partial(act, control) for control in controls])
     assert [type(error) for error in raised] == [kind] * 3
     assert {str(error) for error in raised} == {"the message"}
     assert {error.rank for error in raised} == {1}, "the process that is to print it"
@@ -69,11 +67,7 @@ def test_agreement_gives_each_process_its_own_result(controls: list[Control]) ->
     def act(control: Control) -> None:
         results[control.rank] = control.together("fine", lambda: 10 * control.rank)
 
-    threads = [threading.Thread(target=act, args=(control,)) for control in controls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
+    all_at_once([partial(act, control) for control in controls])
     assert results == {0: 0, 1: 10, 2: 20}
 
 
@@ -82,15 +76,6 @@ def test_the_first_failure_wins(controls: list[Control]) -> None:
     assert (str(first), first.rank) == (str(second), second.rank) == ("stage 2 broke", 2)
     with pytest.raises(StageFailure, match="stage 2 broke"):
         controls[1].read("never", 0)
-
-
-def each(controls: list[Control], act: Callable[[Control], None]) -> None:
-    """Let every process act at the same time."""
-    threads = [threading.Thread(target=act, args=(control,)) for control in controls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
 
 
 def test_an_agreement_may_be_asked_for_again_under_its_name(controls: list[Control]) -> None:
@@ -108,7 +93,7 @@ def test_an_agreement_may_be_asked_for_again_under_its_name(controls: list[Contr
             raise ConfigError("the second time")
         return 0
 
-    each(controls, act)
+    all_at_once([partial(act, control) for control in controls])
     assert sorted(results) == [(1, "fine")] * 3 + [(2, "the second time")] * 3
 
 
@@ -121,7 +106,7 @@ def test_a_failure_ends_its_generation_and_the_next_knows_nothing_of_it(controls
         control.advance()
         control.raise_if_failed()
         assert control.peek("value") is None
-    each(controls, lambda control: control.together("again", lambda: None))
+    all_at_once([partial(control.together, "again", lambda: None) for control in controls])
 
 
 def test_a_new_round_forgets_values_but_not_a_failure(controls: list[Control]) -> None:
@@ -148,7 +133,7 @@ def test_who_does_not_come_is_named(controls: list[Control]) -> None:
             with pytest.raises(StageFailure, match=r"process 1 has not come within 0\.2 s; start all 3 processes"):
                 control.meet(0.2)
 
-    each(controls, meet)
+    all_at_once([partial(meet, control) for control in controls])
 
 
 def test_a_heartbeat_says_where_a_process_is_and_on_whom_it_waits(controls: list[Control]) -> None:
