@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from pipeline.learning.heads import AveragePool, conv_head
+from pipeline.learning.heads import conv_head, pooled_head
 from pipeline.network.spec import HeadBuilder, Network
 
 __all__ = ["CANDIDATES", "with_head"]
@@ -27,11 +27,6 @@ __all__ = ["CANDIDATES", "with_head"]
 def _step(side: int, wanted: int) -> int:
     """The largest of wanted, wanted / 2, ... 1 that leaves two of `side` rows: a deviation over space needs them."""
     return wanted if wanted == 1 or side // wanted >= 2 else _step(side, wanted // 2)
-
-
-def _pooled(shape: tuple[int, ...], wanted: int) -> nn.Module:
-    window = _step(min(shape[1:]), wanted) if len(shape) == 3 else 1
-    return conv_head(shape) if window == 1 else nn.Sequential(AveragePool((window, window)), conv_head(shape))
 
 
 def _strided(shape: tuple[int, ...], wanted: int) -> nn.Module:
@@ -52,8 +47,8 @@ def _none(shape: tuple[int, ...]) -> nn.Module:
 
 CANDIDATES: Mapping[str, HeadBuilder] = MappingProxyType(
     {
-        "pool-2": partial(_pooled, wanted=2),
-        "pool-4": partial(_pooled, wanted=4),
+        "pool-2": partial(pooled_head, window=2, rows=2),
+        "pool-4": partial(pooled_head, window=4, rows=2),
         "stride-4": partial(_strided, wanted=4),
         "grouped-8": partial(_grouped, groups=8),
         "none": _none,

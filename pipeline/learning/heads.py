@@ -75,10 +75,11 @@ def conv_head(shape: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(features, features, bias=False))
 
 
-def pooled_head(shape: tuple[int, ...]) -> nn.Module:
-    """The paper's head on means of windows of 4x4, or of less so that at least four rows are left."""
-    window = max((size for size in (2, 4) if len(shape) == 3 and min(shape[1:]) // size >= 4), default=1)
-    head = conv_head(shape)
+def pooled_head(shape: tuple[int, ...], window: int = 4, rows: int = 4) -> nn.Module:
+    """The paper's head on means of windows, halved until they leave so many rows; on flat activations that alone."""
+    head, side = conv_head(shape), min(shape[1:]) if len(shape) == 3 else 0
+    while window > 1 and side // window < rows:
+        window //= 2
     return head if window == 1 else nn.Sequential(AveragePool((window, window)), head)
 
 
