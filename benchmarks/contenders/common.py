@@ -35,7 +35,7 @@ __all__ = [
 
 
 CHEAP_HEAD = "pool-4x4"
-"""The similarity head that the experiment `heads` found the best one among those no dearer than backprop."""
+"""The similarity head that the experiment `heads` found the best one among those no more expensive than backprop."""
 
 
 def processes() -> int:

@@ -1,7 +1,7 @@
 """What a hand-over costs its stage: both stages alone at the same time, then the same stages as a pipeline.
 
 Alone, a stage computes forward and update on synthetic packets, with no queue anywhere; in the pipeline the product's
-own worker, queues and control channel are around it. Both do the same work a step, in the same processes, in turn.
+own worker, queues and control channel are around it. Both do the same work a step, in the same processes, interleaved.
 """
 
 from __future__ import annotations

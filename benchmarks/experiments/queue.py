@@ -1,7 +1,7 @@
 """What a queue costs: latency and bandwidth against raw transfers and a copy in memory, and what a stage pays for it.
 
 Latency is from before a packet is put to after it was taken, by a receiver that was waiting. For the bandwidth packets
-are put as fast as there is room. Two processes on cores of their own, one host, all alternatives in turn.
+are put as fast as there is room. Two processes on cores of their own, one host, all alternatives interleaved.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ __all__ = ["Method", "Point", "fit_power", "run"]
 
 CLASSES = 10
 _CHANNELS, _SIDE = 32, 16  # of the stack of equal blocks
-_REPETITIONS = {False: 11, True: 5}  # in turn, by `quick`
+_REPETITIONS = {False: 11, True: 5}  # interleaved, by `quick`
 _WARM_UP = 2  # steps
 _REPETITION_S = {False: 0.05, True: 0.03}  # a repetition is as many steps as fill it, at least one
 
@@ -94,7 +94,7 @@ STAGES_COST = 1.02
 
 
 def run(quick: bool) -> Result:
-    """Time every method along every axis, all sizes and methods of an axis in turn."""
+    """Time every method along every axis, all sizes and methods of an axis interleaved."""
     with Crew(1, available=cores()[:1]) as crew:
         times = {axis: crew.call(measure, axis, quick)[0] for axis in shown(list(_AXES[quick]), "axes")}
     rows = [row for axis, found in times.items() for row in _rows(axis, found, _AXES[quick][axis])]
@@ -184,7 +184,7 @@ def _picture(times: Mapping[str, Found]) -> Curves:
 
 
 def measure(member: Member, axis: str, quick: bool) -> dict[tuple[Method, Point], Times]:
-    """Time all points of an axis in this process of a crew, the alternatives in turn."""
+    """Time all points of an axis in this process of a crew, the alternatives interleaved."""
     trains: dict[tuple[Method, Point], Callable[[int], None]] = {}
     setups, counts = {}, {}
     for point in _AXES[quick][axis]:

@@ -1,6 +1,6 @@
 """Samples a second of local learning and of global backprop in all its forms, on the same cores.
 
-The alternatives run in turn, a round of all of them after a round that warms up and lays out the stages. Every run
+The alternatives run interleaved, a round of all of them after a round that warms up and lays out the stages. Every run
 is two epochs of a few batches: the first one warms up, the second is timed on the clock of the last stage.
 """
 
@@ -50,7 +50,7 @@ _QUICK = _Size(width=0.125, batch=32, microbatches=4, steps=3, rounds=3)
 
 
 def run(quick: bool) -> Result:
-    """Measure vgg8b on made-up images of 32x32x3."""
+    """Measure vgg8b on synthetic images of 32x32x3."""
     size, count = (_QUICK if quick else _FULL), processes()
     config, methods = _config(size), _methods(count, size.microbatches)
     with Crew(1) as solo, Crew(count) as team:

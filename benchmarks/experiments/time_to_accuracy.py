@@ -1,6 +1,6 @@
 """Test error against seconds of training, for every method on the same cores.
 
-Every round is one seed for all methods in turn. Seconds are of training alone; the error is looked at after each
+Every round is one seed for all methods, interleaved. Seconds are of training alone; the error is looked at after each
 epoch, and a method has reached the wanted one at the end of the first epoch that is no worse.
 """
 

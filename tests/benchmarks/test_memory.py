@@ -108,8 +108,8 @@ def test_counts_without_data_are_those_with_data(method: Method) -> None:
 
 
 def test_counts_of_the_first_block_of_vgg11b_that_widens() -> None:
-    # The dearest of its blocks takes 128 maps of 32x32 and makes 256. Kept: input, the convolution's result (for the
-    # batch norm), the rectified one; classifier input and labels and scores are small. predsim: once more, centred.
+    # The most expensive of its blocks takes 128 maps of 32x32 and makes 256. Kept: input, the convolution's result
+    # (for batch norm), the rectified one; classifier input, labels and scores are small. predsim: centred once more.
     maps, batch = 4 * 32 * 32, 4
     pred, predsim = (count(method, Case(batch=batch), 1)[0] for method in (PRED, PREDSIM))
     assert 0 <= pred - batch * maps * (128 + 2 * 256) < 0.02 * pred

@@ -1,4 +1,4 @@
-"""The scaling benchmark: exponents of made-up times are found, and steps train."""
+"""The scaling benchmark: exponents of synthetic times are found, and steps train."""
 
 from __future__ import annotations
 
