@@ -7,18 +7,16 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import canonical
+from pipeline.network.flops import FlopCounter
 from pipeline.network.spec import BlockShape, Network
 
 __all__ = ["ARITHMETIC_UNIT", "block_costs", "count_costs", "measure_costs"]
@@ -68,7 +66,7 @@ def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockSha
     """
 
     def count(index: int, device: torch.device) -> float:
-        batch, counter = config.batch_size, _Counter()
+        batch, counter = config.batch_size, FlopCounter()
         with torch.random.fork_rng(devices=[]), device, counter:
             block = _copied(config, network, shapes, classes, index, Numerics(device, fused=False))
             _train(block, torch.zeros(batch, *shapes[index].inputs), torch.zeros(batch, dtype=torch.int64))
@@ -81,20 +79,6 @@ def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockSha
         except RuntimeError:
             costs.append(count(index, torch.device("cpu")))
     return costs
-
-
-class _Counter(TorchDispatchMode):
-    """torch's own formulas, without the hooks of its `FlopCounterMode`, which fail where a block ends in a view."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch says no types here
-        self.flops: float = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def _copied(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.network.blocks import Block
+from pipeline.network.flops import FlopCounter
 from pipeline.seeding import seed_default_generator
 
 __all__ = ["BlockShape", "BlockSpec", "HeadBuilder", "Network", "build_block", "infer_shapes"]
@@ -87,9 +87,9 @@ def _run_copy(spec: BlockSpec, shape: tuple[int, ...], device: torch.device) -> 
         with device:
             block = spec.build()
     block.eval()
-    samples = 2
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    samples, counter = 2, FlopCounter()
+    with torch.no_grad(), counter:
         h: Tensor = block.features(torch.zeros(samples, *shape, device=device))
         out = block.hand_on(h)
-    macs = counter.get_total_flops() // (2 * samples)
+    macs = counter.flops // (2 * samples)
     return BlockShape(shape, tuple(h.shape[1:]), tuple(out.shape[1:]), macs)
