@@ -10,6 +10,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 READY_LOWEST := .venv-lowest/.ready
+# A worker a core takes file after file: half of them wait for processes that start, or for a timeout.
+PYTEST := pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # A stamp that names another folder came here with a copied or moved checkout.
 ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
@@ -26,7 +28,7 @@ endif
 help:
 	@echo "make train       run the main job: $(PROCESSES) processes, handwritten digits; PROCESSES=2 ARGS=\"--epochs 3\""
 	@echo "make test        run all checks: lint, types, tests"
-	@echo "make test-quick  the same without the tests that start processes: about a minute"
+	@echo "make test-quick  the same without the tests that start processes: within a minute"
 	@echo "make test-lowest some tests with the lowest versions that setup.cfg allows, in .venv-lowest"
 	@echo "make lint        ruff and codespell"
 	@echo "make types       mypy, strict"
@@ -45,7 +47,7 @@ test-quick: QUICK := -m "not runs and not bench"
 test-quick: lint types tests
 
 test-lowest: $(READY_LOWEST)
-	.venv-lowest/bin/pytest -m "(not runs and not bench) or lowest" $(ARGS)
+	.venv-lowest/bin/$(PYTEST) -m "(not runs and not bench) or lowest" $(ARGS)
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check
@@ -56,7 +58,7 @@ types: $(READY_DEV)
 	$(BIN)/mypy
 
 tests: $(READY_DEV)
-	$(BIN)/pytest $(QUICK) $(ARGS)
+	$(BIN)/$(PYTEST) $(QUICK) $(ARGS)
 
 format: $(READY_DEV)
 	$(BIN)/ruff check --fix

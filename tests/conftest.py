@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +29,9 @@ def shared_dir() -> Path:
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
+    import numpy as np
+    import torch  # not at the top: pytest's own process, which hands the tests out, needs neither
+
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  torch data sets and scikit-learn draw from the old generator
     torch.manual_seed(0)
@@ -38,6 +39,8 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -89,10 +92,10 @@ def running(candidates: set[int]) -> dict[int, str]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue  # it has ended, or is somebody else's
-        # Python's own helpers of multiprocessing live as long as the session.
-        helper = "multiprocessing.resource_tracker" in command or "multiprocessing.forkserver" in command
-        ours = int(parent) == os.getpid() or mark in environment
-        if ours and not helper and state not in "ZX":
+        child = int(parent) == os.getpid()
+        # Python's own helpers of multiprocessing live as long as the session. A fork of the server is no helper.
+        helper = "multiprocessing.resource_tracker" in command or (child and "multiprocessing.forkserver" in command)
+        if (child or mark in environment) and not helper and state not in "ZX":
             found[pid] = f"{pid} {command[:200]}"
     return found
 

@@ -88,11 +88,15 @@ class Step:
 _Turns = Sequence[tuple[Step, Step]]  # round by round: alone, in the pipeline
 
 
+_CASES = {
+    False: (Case(1.0, 32, steps=6, rounds=11), Case(0.25, 128, steps=16, rounds=7)),
+    True: (Case(0.25, 128, steps=8, rounds=3),),
+}
+
+
 def cases(quick: bool) -> tuple[Case, ...]:
     """The networks that are measured; the narrow one spends most on its hand-overs."""
-    if quick:
-        return (Case(0.25, 128, steps=8, rounds=3),)
-    return Case(1.0, 32, steps=6, rounds=11), Case(0.25, 128, steps=16, rounds=7)
+    return _CASES[quick]
 
 
 def measure_cases(crew: Crew, quick: bool) -> tuple[list[Row], list[Target]]:

@@ -41,13 +41,11 @@ from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
 from pipeline.runtime.world import World
 
-__all__ = ["Method", "Point", "fit_power", "run"]
+__all__ = ["Extent", "Method", "Point", "fit_power", "run"]
 
 CLASSES = 10
 _CHANNELS, _SIDE = 32, 16  # of the stack of equal blocks
-_REPETITIONS = {False: 11, True: 5}  # interleaved, by `quick`
 _WARM_UP = 2  # steps
-_REPETITION_S = {False: 0.05, True: 0.03}  # a repetition is as many steps as fill it, at least one
 
 
 @dataclass(frozen=True)
@@ -75,30 +73,54 @@ class Method:
 
 
 METHODS = (Method("glob"), Method("pred"), Method("predsim"), Method("predsim", CHEAP_HEAD))
-_AXES: Mapping[bool, Mapping[str, Sequence[Point]]] = {
-    False: {
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Attributes:
+        axes: name and points of each.
+        repetitions: of every point, interleaved.
+        repetition_s: a repetition is as many steps as fill it, at least one.
+    """
+
+    axes: Mapping[str, Sequence[Point]]
+    repetitions: int
+    repetition_s: float
+
+
+_FULL = Extent(
+    {
         "blocks": [Point(blocks=blocks) for blocks in (2, 4, 8, 16, 32)],
         "width": [Point(width=width, batch=8) for width in (0.125, 0.25, 0.5, 0.75, 1.0)],
         "batch": [Point(batch=batch) for batch in (8, 16, 32, 64, 128)],
         "stages": [Point(blocks=15, stages=stages) for stages in (1, 2, 4, 8)],
     },
-    True: {
+    repetitions=11,
+    repetition_s=0.05,
+)
+_QUICK = Extent(
+    {
         "blocks": [Point(blocks=blocks, batch=16) for blocks in (2, 4, 8, 16)],
         "width": [Point(width=width, batch=8) for width in (0.125, 0.25, 0.5)],
         "batch": [Point(width=0.125, batch=batch) for batch in (16, 32, 64, 128)],
         "stages": [Point(blocks=7, batch=16, stages=stages) for stages in (1, 2, 4, 8)],
     },
-}
+    repetitions=5,
+    repetition_s=0.03,
+)
 STAGES_COST = 1.02
 """What stages in one process may cost at the most, of the time of one stage."""
 
 
 def run(quick: bool) -> Result:
     """Time every method along every axis, all sizes and methods of an axis interleaved."""
+    chosen = _QUICK if quick else _FULL
     with Crew(1, available=cores()[:1]) as crew:
-        times = {axis: crew.call(measure, axis, quick)[0] for axis in shown(list(_AXES[quick]), "axes")}
-    rows = [row for axis, found in times.items() for row in _rows(axis, found, _AXES[quick][axis])]
-    return Result(rows, [_target(times["stages"], _AXES[quick]["stages"])], _picture(times))
+        times = {axis: crew.call(measure, axis, chosen)[0] for axis in shown(list(chosen.axes), "axes")}
+    rows = [row for axis, found in times.items() for row in _rows(axis, found, chosen.axes[axis])]
+    return Result(rows, [_target(times["stages"], chosen.axes["stages"])], _picture(times))
 
 
 @dataclass(frozen=True)
@@ -183,18 +205,18 @@ def _picture(times: Mapping[str, Found]) -> Curves:
     return Curves("as the title says", "seconds of a step", panels, logarithmic=True)
 
 
-def measure(member: Member, axis: str, quick: bool) -> dict[tuple[Method, Point], Times]:
+def measure(member: Member, axis: str, chosen: Extent) -> dict[tuple[Method, Point], Times]:
     """Time all points of an axis in this process of a crew, the alternatives interleaved."""
     trains: dict[tuple[Method, Point], Callable[[int], None]] = {}
     setups, counts = {}, {}
-    for point in _AXES[quick][axis]:
+    for point in chosen.axes[axis]:
         for method in _methods(axis):
             key, start = (method, point), time.perf_counter()
             trains[key] = prepare(method, point)
             setups[key] = time.perf_counter() - start
             trains[key](_WARM_UP)
-            counts[key] = max(1, math.ceil(_REPETITION_S[quick] / _seconds(trains[key], 1)))
-    rounds = [{key: _seconds(trains[key], counts[key]) for key in trains} for _ in range(_REPETITIONS[quick])]
+            counts[key] = max(1, math.ceil(chosen.repetition_s / _seconds(trains[key], 1)))
+    rounds = [{key: _seconds(trains[key], counts[key]) for key in trains} for _ in range(chosen.repetitions)]
     return {key: Times([each[key] for each in rounds], setups[key]) for key in trains}
 
 

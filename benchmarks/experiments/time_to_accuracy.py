@@ -40,13 +40,21 @@ class _Case:
     rounds: int
 
 
+_QUICK = _Case(
+    "digits, vgg8b x 0.125",
+    RunConfig(
+        data=DataConfig(dataset="digits", train_limit=512, test_limit=128),
+        model=ModelConfig(model="vgg8b", width=0.125),
+        train=TrainConfig(batch_size=64, epochs=2),
+    ),
+    wanted=(85.0, 80.0),
+    rounds=1,
+)
+
+
 def _cases(quick: bool, data_dir: str) -> list[_Case]:
     if quick:
-        data = DataConfig(dataset="digits", train_limit=512, test_limit=128)
-        config = RunConfig(
-            data=data, model=ModelConfig(model="vgg8b", width=0.125), train=TrainConfig(batch_size=64, epochs=2)
-        )
-        return [_Case("digits, vgg8b x 0.125", config, wanted=(85.0, 80.0), rounds=1)]
+        return [_QUICK]
     fashion = RunConfig(
         data=DataConfig(dataset="fashion_mnist", data_dir=data_dir, train_limit=20_480, test_limit=5_000),
         model=ModelConfig(model="mlp", hidden_layers=4),

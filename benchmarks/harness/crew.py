@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -25,6 +26,7 @@ __all__ = ["Crew", "CrewError", "Member", "cores", "shares_of_cores"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")  # a fresh interpreter for each
 _LIMIT_S = 900.0
 _START_LIMIT_S = 120.0
 _END_LIMIT_S = 5.0
@@ -84,12 +86,11 @@ class Crew:
 
         # Kept by this process, as torchrun's agent keeps it.
         self._store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-        context = multiprocessing.get_context("spawn")
         try:
             for rank in range(self.size):
-                mine, theirs = context.Pipe()
+                mine, theirs = _CONTEXT.Pipe()
                 environment = self._variables(rank)
-                process = context.Process(
+                process = _CONTEXT.Process(
                     target=_serve,
                     args=(theirs, environment, self._shares[rank], self._threads),
                     name=f"member {rank}",

@@ -25,6 +25,7 @@ __all__ = ["Beat", "Control", "Watch", "known_to_all", "lost_connection"]
 R = TypeVar("R")
 
 _POLL_S = 0.02
+_REPORT_S = 2.0  # within which a process that ends says why
 _LOST = "Connection closed by peer|Connection reset by peer|Timed out waiting|pair closure|Broken pipe"
 _KINDS: dict[str, type[PipelineError]] = {e.__name__: e for e in (ConfigError, DataError, StageFailure)}
 
@@ -155,7 +156,7 @@ class Control:
     def _wait_until_all_know(self, name: str, first: int) -> None:
         """Process `first` will print the error and exit, which ends the others: they must have read it before."""
         self.publish(f"{name}/{self.rank}", True)
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + _REPORT_S
         others = [self._key(f"{name}/{rank}") for rank in range(self.world_size)]
         while self.rank == first and not self.store.check(others) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -178,7 +179,7 @@ class Control:
 
         Where nobody can tell which process it was, `rank` is None.
         """
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + _REPORT_S
         while time.monotonic() < deadline:
             failure = self._reported()
             if failure is not None:

@@ -42,6 +42,7 @@ def with_one_thread(member: Member, method: Method, config: RunConfig) -> Traine
 
 @pytest.mark.bench
 @pytest.mark.lowest
+@pytest.mark.usefixtures("forked_crews")
 def test_all_baselines_learn_alike() -> None:
     """Global backprop is the same maths in one process, in stages that take turns and, batch norm apart, elsewhere."""
     found: dict[str, list[Trained]] = {}

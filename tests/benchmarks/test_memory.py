@@ -102,9 +102,9 @@ METHODS = [
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.label)
 def test_counts_without_data_are_those_with_data(method: Method) -> None:
-    counts = count(method, SMALL, 2)
+    counts = count(method, SMALL, 2, Numerics(torch.device("cpu")))
     assert counts[0] == counts[1] > 0
-    assert count(method, SMALL, 2, Numerics(torch.device("cpu"))) == counts
+    assert count(method, SMALL, 1) == counts[:1]
 
 
 def test_counts_of_the_first_block_of_vgg11b_that_widens() -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.experiments.scaling import METHODS, Method, Point, fit_power, prepare, size
+from benchmarks.experiments.scaling import METHODS, Extent, Method, Point, fit_power, measure, prepare, size
 from benchmarks.harness.crew import Member
 
 
@@ -49,13 +49,9 @@ def test_a_stage_for_every_block_trains_too() -> None:
     prepare(Method("predsim"), Point(blocks=2, batch=4, stages=3))(2)
 
 
-def test_the_measuring_process_times_all_points_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.experiments import scaling
-
+def test_the_measuring_process_times_all_points_in_every_round() -> None:
     points = [Point(blocks=1, batch=4, stages=stages) for stages in (1, 2)]
-    monkeypatch.setattr(scaling, "_AXES", {True: {"stages": points}})
-    monkeypatch.setattr(scaling, "_REPETITION_S", {True: 0.0})
-    found = scaling.measure(Member(0, 1, 1), "stages", quick=True)
+    found = measure(Member(0, 1, 1), "stages", Extent({"stages": points}, repetitions=5, repetition_s=0.0))
     assert {point for _, point in found} == set(points)
     assert {method for method, _ in found} == {method for method in METHODS if method.loss != "glob"}
     assert all(len(times.step) == 5 and min(times.step) > 0 and times.setup > 0 for times in found.values())

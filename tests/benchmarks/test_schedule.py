@@ -141,6 +141,7 @@ def slept_in_a_step(member: Member, schedule: str, each: Load) -> Turn:
 
 @pytest.mark.bench
 @pytest.mark.lowest
+@pytest.mark.usefixtures("forked_crews")
 def test_work_of_a_microbatch_is_forward_input_and_weight_each_at_its_time() -> None:
     each = Load(2, 0.24)
     with Crew(2) as crew:

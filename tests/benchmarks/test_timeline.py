@@ -9,7 +9,7 @@ import pytest
 from benchmarks.emulation.load import Load, Window
 from benchmarks.emulation.timeline import draw_timeline
 
-pytestmark = pytest.mark.bench
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("forked_crews")]
 
 
 def test_the_timeline_of_sleeping_stages_is_drawn(tmp_path: Path) -> None:

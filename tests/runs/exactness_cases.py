@@ -1,6 +1,6 @@
 """The cases of the exactness suite. As a script: run those of this world size in this process, write the digests.
 
-python tests/exactness_cases.py OUT.json        under torchrun's variables, once a process
+python -m tests.runs.exactness_cases OUT.json [NAMES]        under torchrun's variables, once a process
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.learning.packet import Packet
 from pipeline.learning.stage import Stage
 from pipeline.training import Options, run
 
-__all__ = ["CASES", "Case", "digests", "execute"]
+__all__ = ["CASES", "Case", "execute"]
 
 # 300 samples in batches of 64: four whole ones and a last one of 44.
 BASE = RunConfig(
@@ -154,13 +154,9 @@ def execute(case: Case) -> dict[str, Any]:
     }
 
 
-def digests(world_size: int) -> dict[str, Any]:
-    """All cases of a world size."""
-    return {name: execute(case) for name, case in CASES[world_size].items()}
-
-
 if __name__ == "__main__":
     where = environment()
-    found = digests(where.world_size)
+    cases = CASES[where.world_size]
+    found = {name: execute(cases[name]) for name in sys.argv[2:] or cases}
     if where.rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))

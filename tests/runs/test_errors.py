@@ -13,7 +13,7 @@ import pytest
 
 from tests.config.test_flag_errors import FLAGS, ONE_PROCESS
 from tests.support.mistakes import write_mistakes
-from tests.support.processes import ROOT, Finished, call, spawn
+from tests.support.processes import ROOT, Finished, call, fresh, spawn
 
 pytestmark = pytest.mark.runs
 
@@ -72,7 +72,8 @@ runpy.run_path({SCRIPT!r}, run_name="__main__")
 
 def test_a_flag_error_is_told_before_torch_is_imported(folder: Path) -> None:
     torch_is_a_trap(folder)
-    check(spawn(["-I", "-c", LAUNCH, "--epochs", "0"], 1, 200, cwd=folder), r"--epochs is 0")
+    done = fresh("-I", "-c", LAUNCH, "--epochs", "0", cwd=folder)
+    check([Finished(done.returncode, done.stdout, done.stderr)], r"--epochs is 0")
 
 
 PARSE_ALL = f"""
@@ -93,8 +94,8 @@ def test_no_flag_error_needs_torch(folder: Path) -> None:
     """One process for all of them."""
     torch_is_a_trap(folder)
     rows = json.dumps([flags for flags, _ in (*FLAGS, *ONE_PROCESS)])
-    (end,) = spawn(["-I", "-c", PARSE_ALL, rows], 1, 200, cwd=folder)
-    assert (end.status, end.stderr) == (0, "")
+    done = fresh("-I", "-c", PARSE_ALL, rows, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_real_torchrun_reports_status_2_and_shows_the_line_once(folder: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runs.exactness_cases import CASES
-from tests.support.processes import spawn
+from tests.support.processes import started
 
 pytestmark = [pytest.mark.runs, pytest.mark.timeout(900)]
 
@@ -18,14 +20,32 @@ Results = dict[int, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Every case, the processes started once per world size."""
-    found: Results = {}
-    for world_size in CASES:
-        out = tmp_path_factory.mktemp("exact") / f"{world_size}.json"
-        ends = spawn(["-m", "tests.runs.exactness_cases", str(out)], world_size, timeout_s=600)
-        assert all(end.status == 0 for end in ends), "\n".join(end.stderr for end in ends)
-        found[world_size] = json.loads(Path(out).read_text())
+    """Every case, the processes started once per world size; those of one process in two at a time."""
+    folder = tmp_path_factory.mktemp("exact")
+    cases = {world_size: list(of) for world_size, of in CASES.items()}
+    half = len(cases[1]) // 2
+    halves = [digests_of(1, names, folder) for names in (cases[1][:half], cases[1][half:])]
+    with halves[0] as first, halves[1] as second:
+        found: Results = {1: first() | second()}
+    for world_size in list(cases)[1:]:
+        with digests_of(world_size, cases[world_size], folder) as ended:
+            found[world_size] = ended()
     return found
+
+
+@contextmanager
+def digests_of(world_size: int, names: list[str], folder: Path) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Start these cases; what is yielded waits for their results."""
+    out = folder / f"{world_size}-{names[0]}.json"
+    with started(["-m", "tests.runs.exactness_cases", str(out), *names], world_size) as team:
+
+        def ended() -> dict[str, Any]:
+            ends = team.finish(600)
+            assert all(end.status == 0 for end in ends), "\n".join(end.stderr for end in ends)
+            results: dict[str, Any] = json.loads(out.read_text())
+            return results
+
+        yield ended
 
 
 def _pairs() -> list[tuple[int, str]]:

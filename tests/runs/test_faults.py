@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, spawn
+from tests.support.processes import ROOT, Team, spawn, started
 
 pytestmark = pytest.mark.runs
 
 SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
-LONG = ["--epochs", "400", "--threads", "1", "--quiet", "--eval-every", "50"]
+LONG = shlex.split(
+    "--epochs 9000 --threads 1 --quiet --eval-every 50 --loss pred --width 0.125 --hidden-units 16 --train-limit 200"
+)  # an epoch is short, so that the first is soon over
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
@@ -97,30 +100,42 @@ def test_ctrl_c_ends_all_processes_with_a_short_message(tmp_path: Path, name: st
 
 
 def test_ctrl_c_ends_a_single_process(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, *LONG, "--output", "run"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with started([SCRIPT, *LONG, "--output", "run"], 1, tmp_path) as team:
         wait_for_training(tmp_path / "run")
-        process.send_signal(signal.SIGINT)
-        _, printed = process.communicate(timeout=10)
-    finally:
-        process.kill()
-    assert process.returncode == 1
-    assert printed == "interrupted (SIGINT); the run was ended before its last epoch\n"
+        (process,) = team.processes
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        (end,) = team.finish(10)
+    assert (end.status, end.stderr) == (1, "interrupted (SIGINT); the run was ended before its last epoch\n")
+
+
+def until_told(team: Team, within_s: float) -> float:
+    """Seconds until one of them has said why the run ends."""
+    start = time.monotonic()
+    while not team.errors():
+        assert time.monotonic() < start + within_s, "nothing said within the time"
+        time.sleep(0.05)
+    return time.monotonic() - start
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_a_killed_process_ends_the_run_and_is_named(tmp_path: Path, victim: int) -> None:
+def test_a_killed_process_is_named_by_those_that_are_left(tmp_path: Path, victim: int) -> None:
+    """Nobody ends them here before one has said it."""
+    with started([SCRIPT, *LONG, "--output", "run"], 3, tmp_path) as team:
+        wait_for_training(tmp_path / "run")
+        team.processes[victim].kill()
+        until_told(team, within_s=15)
+        ends = team.finish(30)
+        (line,) = team.errors()
+    assert [end.status for end in ends] == [-9 if rank == victim else 1 for rank in range(3)]
+    assert line.startswith(f"error: stage {victim} (process {victim}) died")
+
+
+def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     with torchrun(3, *LONG, "--output", "run", cwd=tmp_path) as process:
         wait_for_training(tmp_path / "run")
         ranks = workers(process.pid)
-        os.kill(ranks[victim], signal.SIGKILL)
+        os.kill(ranks[1], signal.SIGKILL)
         start = time.monotonic()
         _, printed = process.communicate(timeout=60)
         assert time.monotonic() - start < 15
@@ -129,29 +144,23 @@ def test_a_killed_process_ends_the_run_and_is_named(tmp_path: Path, victim: int)
     ours = [line for line in printed.splitlines() if line.startswith("error:")]
     # torchrun notices the death as fast as the neighbours do: it may end them before one has printed.
     assert len(ours) <= 1
-    assert all(f"stage {victim} (process {victim}) died" in line for line in ours), ours
-    assert re.search(rf"rank +: {victim}\b", printed)
+    assert all("stage 1 (process 1) died" in line for line in ours), ours
+    assert re.search(r"rank +: 1\b", printed)
     assert "pipeline/" not in printed, "a traceback of ours"
 
 
 def test_a_process_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
-    with torchrun(3, *LONG, "--output", "run", "--timeout", "3", cwd=tmp_path) as process:
+    with started([SCRIPT, *LONG, "--output", "run", "--timeout", "3"], 3, tmp_path) as team:
         wait_for_training(tmp_path / "run")
-        ranks = workers(process.pid)
-        os.kill(ranks[1], signal.SIGSTOP)
-        try:
-            start = time.monotonic()
-            deadline = start + 40
-            while alive(ranks[0]) and alive(ranks[2]):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            assert time.monotonic() - start < 12
-        finally:
-            os.kill(ranks[1], signal.SIGKILL)
-        _, printed = process.communicate(timeout=60)
-    ours = [line for line in printed.splitlines() if line.startswith("error:")]
-    assert len(ours) == 1
-    assert "stage 1 (process 1) has been silent for 3 s" in ours[0]
+        hung = team.processes[1]
+        assert hung.pid is not None
+        os.kill(hung.pid, signal.SIGSTOP)
+        assert until_told(team, within_s=30) > 2  # from its last heartbeat on
+        hung.kill()
+        ends = team.finish(30)
+        (line,) = team.errors()
+    assert [end.status for end in ends] == [1, -9, 1]
+    assert line.startswith("error: stage 1 (process 1) has been silent for 3 s")
 
 
 def test_processes_that_lose_torchrun_do_not_outlive_it(tmp_path: Path) -> None:

@@ -243,8 +243,11 @@ class Torn(MemoryLinks):
         return super().link(source, target)
 
 
-def test_a_session_that_cannot_be_opened_leaves_no_thread(fleets: Callable[..., Fleet]) -> None:
+def test_a_session_that_cannot_be_opened_leaves_no_thread(
+    fleets: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of its queues was there already when the next one failed."""
+    monkeypatch.setattr("pipeline.transport.control._REPORT_S", 0.1)
     fleet = fleets(settings("glob"), (2, 4), 2)
     fleet.links, before = Torn(), threading.active_count()
     found = failures(fleet.sessions(), Feed(data(), fleet.config))

@@ -102,10 +102,10 @@ def test_exactly_the_depth_is_sent_and_not_yet_taken(pair: Pair, request: pytest
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    time.sleep(0.3)
+    time.sleep(0.15)
     assert len(sent) == depth
     pair.receiver.get()
-    time.sleep(0.3)
+    time.sleep(0.15)
     assert len(sent) == depth + 1
     while pair.receiver.get().kind is not Kind.STOP:
         pass
@@ -121,15 +121,19 @@ def test_a_packet_stays_valid_until_the_next_get(pair: Pair) -> None:
     assert first[0, 0, 0, 0] == 0.0
 
 
-def test_a_dead_peer_is_named_within_seconds(pair: Pair) -> None:
+@pytest.fixture
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends says why at once, or never."""
+    monkeypatch.setattr("pipeline.transport.control._REPORT_S", 0.1)
+
+
+def test_a_dead_peer_is_named(pair: Pair, without_reports: None) -> None:
     threading.Timer(0.1, pair.link.broken.set).start()
-    start = time.monotonic()
     with pytest.raises(StageFailure, match=r"stage 0 \(process 0\) died: Connection closed by peer"):
         pair.receiver.get()
-    assert time.monotonic() - start < 4
 
 
-def test_a_full_queue_notices_the_death_of_its_receiver() -> None:
+def test_a_full_queue_notices_the_death_of_its_receiver(without_reports: None) -> None:
     pair = Pair(depth=1)
     try:
         pair.sender.put(packet(0))
@@ -147,14 +151,14 @@ def test_a_silent_peer_is_named_after_the_timeout() -> None:
     try:
         with pytest.raises(StageFailure, match=r"stage 0 \(process 0\) has been silent for 1 s, seen from stage 1"):
             pair.receiver.get()
-        assert 0.9 < time.monotonic() - start < 4
+        assert time.monotonic() - start > 0.9
     finally:
         pair.close()
 
 
 def test_a_slow_peer_is_waited_for() -> None:
-    pair = Pair(depth=2, timeout_s=0.5)
-    threading.Timer(1.5, lambda: pair.sender.put(packet(3))).start()
+    pair = Pair(depth=2, timeout_s=0.4)
+    threading.Timer(1.0, lambda: pair.sender.put(packet(3))).start()
     try:
         assert pair.receiver.get().at.step == 3
     finally:
