@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["Augmentation", "augment", "normalize"]
 
@@ -27,17 +28,6 @@ class Augmentation:
     """Side in pixels of a square hole whose centre lies anywhere in the image, 0 is off (DeVries & Taylor 2017)."""
     crop_to: int | None = None
     """Side of the square window where the stored images are larger than what the network sees."""
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """One number per image, int64 [N]; all are drawn whatever is used, so that cutout leaves the crops as they are."""
-
-    top: Tensor
-    left: Tensor
-    mirrored: Tensor  # 0 or 1
-    hole_row: Tensor
-    hole_column: Tensor
 
 
 def augment(
@@ -63,15 +53,19 @@ def augment(
     height = augmentation.crop_to or rows
     width = augmentation.crop_to or columns
     places = (rows + 2 * padding - height + 1, columns + 2 * padding - width + 1)
-    draws = _draw(count, places, (height, width), generator)
+    # One number per image, int64 [N]; all are drawn whatever is used, so that cutout leaves the crops as they are.
+    top, left, mirrored, hole_row, hole_column = (
+        torch.randint(high, (count,), generator=generator) for high in (*places, 2, height, width)
+    )
     if augmentation.flip:
-        images_NHWC = _mirror(images_NHWC, draws.mirrored)
+        images_NHWC = _mirror(images_NHWC, mirrored)
     if places != (1, 1):
-        padded_NHWC = _pad(images_NHWC, padding)
-        images_NHWC = _windows(padded_NHWC, draws.top.to(device), draws.left.to(device), height, width)
+        frame = (0, 0, padding, padding, padding, padding)
+        images_NHWC = F.pad(images_NHWC, frame) if padding else images_NHWC
+        images_NHWC = _windows(images_NHWC.contiguous(), top.to(device), left.to(device), height, width)
     values_NHWC = _scale(images_NHWC, mean, std)
     if augmentation.cutout:
-        _cut_holes(values_NHWC, draws.hole_row.to(device), draws.hole_column.to(device), augmentation.cutout)
+        _cut_holes(values_NHWC, hole_row.to(device), hole_column.to(device), augmentation.cutout)
     return values_NHWC.permute(0, 3, 1, 2)
 
 
@@ -85,23 +79,9 @@ def normalize(
     return _scale(images_NHWC, mean, std).permute(0, 3, 1, 2)
 
 
-def _draw(count: int, places: tuple[int, int], window: tuple[int, int], generator: torch.Generator) -> _Draws:
-    ranges = (places[0], places[1], 2, window[0], window[1])
-    return _Draws(*(torch.randint(high, (count,), generator=generator) for high in ranges))
-
-
 def _mirror(images_NHWC: Tensor, mirrored: Tensor) -> Tensor:
     chosen = mirrored.nonzero().squeeze(1).to(images_NHWC.device)
     return images_NHWC.index_copy(0, chosen, images_NHWC.index_select(0, chosen).flip(2))
-
-
-def _pad(images_NHWC: Tensor, padding: int) -> Tensor:
-    if padding == 0:
-        return images_NHWC.contiguous()
-    count, rows, columns, channels = images_NHWC.shape
-    padded = images_NHWC.new_zeros(count, rows + 2 * padding, columns + 2 * padding, channels)
-    padded[:, padding : padding + rows, padding : padding + columns] = images_NHWC
-    return padded
 
 
 def _windows(images_NHWC: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:

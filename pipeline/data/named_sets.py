@@ -97,7 +97,8 @@ def _read_torchvision(config: DataConfig, layout: _Layout, training: bool) -> Ar
         _check_files(config.dataset, place, layout.files)
     datasets = import_reader("torchvision.datasets", config.dataset)
     try:
-        with _quiet(), _bounded_wait():
+        # Standard output belongs to the run's own lines; what a reader prints goes to standard error.
+        with contextlib.redirect_stdout(sys.stderr), _bounded_wait():
             return layout.read(datasets, config.data_dir, training, config.download)
     except MemoryError:
         raise
@@ -122,13 +123,6 @@ def _check_files(dataset: str, place: Path, files: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Standard output belongs to the run's own lines; whatever a reader prints goes to standard error."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
-
-
-@contextlib.contextmanager
 def _bounded_wait() -> Iterator[None]:
     """Let a silent download server fail; torchvision sets no timeout of its own."""
     before = socket.getdefaulttimeout()
@@ -139,21 +133,20 @@ def _bounded_wait() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _mnist_like(name: str) -> _Layout:
+def _layout(name: str, folder: str, files: tuple[str, ...]) -> _Layout:
+    """Of a class of torchvision that tells its splits by `train`; grey images have no dimension of channels there."""
+
     def read(datasets: Any, root: str, training: bool, download: bool) -> Arrays:
         split = getattr(datasets, name)(root, train=training, download=download)
-        return split.data.unsqueeze(3).numpy(), split.targets.numpy()
-
-    files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-    return _Layout(f"{name}/raw", files, read)
-
-
-def _cifar(name: str, folder: str, files: tuple[str, ...]) -> _Layout:
-    def read(datasets: Any, root: str, training: bool, download: bool) -> Arrays:
-        split = getattr(datasets, name)(root, train=training, download=download)
-        return split.data, np.array(split.targets)
+        images = np.asarray(split.data)
+        return images[..., None] if images.ndim == 3 else images, np.asarray(split.targets)
 
     return _Layout(folder, files, read)
+
+
+def _mnist_like(name: str) -> _Layout:
+    files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+    return _layout(name, f"{name}/raw", files)
 
 
 def _svhn(datasets: Any, root: str, training: bool, download: bool) -> Arrays:
@@ -173,10 +166,10 @@ _LAYOUTS = {
     "mnist": _mnist_like("MNIST"),
     "fashion_mnist": _mnist_like("FashionMNIST"),
     "kmnist": _mnist_like("KMNIST"),
-    "cifar10": _cifar(
+    "cifar10": _layout(
         "CIFAR10", "cifar-10-batches-py", (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
     ),
-    "cifar100": _cifar("CIFAR100", "cifar-100-python", ("train", "test", "meta")),
+    "cifar100": _layout("CIFAR100", "cifar-100-python", ("train", "test", "meta")),
     "svhn": _Layout("", ("train_32x32.mat", "extra_32x32.mat", "test_32x32.mat"), _svhn),
     "stl10": _Layout("stl10_binary", ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"), _stl10),
 }

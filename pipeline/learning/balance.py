@@ -25,25 +25,20 @@ def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
     blocks = len(costs)
     assert 1 <= stages <= blocks, "the configuration was checked"
     # best[i]: (most expensive group, sum of squares, counts) of the first i blocks in the stages laid out so far
-    best: list[tuple[float, float, tuple[int, ...]] | None] = [(0.0, 0.0, ())] + [None] * blocks
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, ())}
     for _ in range(stages):
-        best = [_extend(best, total, end) for end in range(blocks + 1)]
-    found = best[blocks]
-    assert found is not None
-    return found[2]
+        best = {
+            end: min(_extended(best[start], total[end] - total[start], end - start) for start in best if start < end)
+            for end in range(min(best) + 1, blocks + 1)
+        }
+    return best[blocks][2]
 
 
-def _extend(
-    best: Sequence[tuple[float, float, tuple[int, ...]] | None], total: Sequence[float], end: int
-) -> tuple[float, float, tuple[int, ...]] | None:
-    """The best way to end one more group before block `end`."""
-    options = []
-    for start in range(end):
-        previous = best[start]
-        if previous is not None:
-            cost = total[end] - total[start]
-            options.append((max(previous[0], cost), previous[1] + cost * cost, (*previous[2], end - start)))
-    return min(options, default=None)
+def _extended(
+    best: tuple[float, float, tuple[int, ...]], cost: float, count: int
+) -> tuple[float, float, tuple[int, ...]]:
+    """`best` and one more group of `count` blocks."""
+    return max(best[0], cost), best[1] + cost * cost, (*best[2], count)
 
 
 def members(split: Sequence[int]) -> list[tuple[int, ...]]:

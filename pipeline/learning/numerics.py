@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,12 +32,10 @@ class Numerics:
         """Number format of the activations that blocks hand on."""
         return FORMATS[self.precision]
 
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> torch.autocast:
         """Mixed precision where the precision is a half one; weights stay float32."""
         device = "cpu" if self.device.type == "meta" else self.device.type  # shapes alone know no autocast
-        with torch.autocast(device, self.dtype, enabled=self.dtype.itemsize < 4):
-            yield
+        return torch.autocast(device, self.dtype, enabled=self.dtype.itemsize < 4)
 
     def place(self, module: M) -> M:
         """`module` on the device in the memory layout, its weights in float64 where that is the precision."""

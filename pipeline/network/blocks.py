@@ -51,7 +51,7 @@ class Block(nn.Module, ABC):
         return h
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both in turn, as in inference."""
+        """One after the other, as in inference."""
         return self.hand_on(self.features(x))
 
 

@@ -6,6 +6,7 @@ A network is described before it is built, so that a process builds only the blo
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from pipeline.config.catalog import LOSSES, POOL, VGG_PLANS, check_fits, stem_stride
 from pipeline.config.method import Method
@@ -25,11 +26,12 @@ def named_network(config: ModelConfig, shape: tuple[int, ...], classes: int, los
     specs, features = _convolutions(config, shape, nonlinearity)
     assert config.hidden_layers is not None
     for _ in range(config.hidden_layers):
-        specs.append(_linear(features, config.hidden_units, nonlinearity, config.dropout))
+        build = partial(LinearBlock, features, config.hidden_units, nonlinearity=nonlinearity, dropout=config.dropout)
+        specs.append(BlockSpec(f"linear {features}-{config.hidden_units}", build))
         features = config.hidden_units
     # As in the reference: classifiers start at zero unless trained by global backpropagation or fed by a convolution.
     zero = LOSSES[loss].local and config.hidden_layers > 0
-    specs.append(_output(features, classes, zero))
+    specs.append(BlockSpec(f"output {features}-{classes}", partial(OutputBlock, features, classes, zero=zero)))
     return tuple(specs)
 
 
@@ -47,28 +49,13 @@ def _convolutions(config: ModelConfig, shape: tuple[int, ...], nonlinearity: str
         if isinstance(entry, str):
             height, width = height // 2, width // 2
             continue
-        out = int(entry * config.width)
-        specs.append(_conv(channels, out, nonlinearity, config.dropout, following == POOL, stride))
+        out, pool = int(entry * config.width), following == POOL
+        build = partial(
+            ConvBlock, channels, out, nonlinearity=nonlinearity, dropout=config.dropout, pool=pool, stem_stride=stride
+        )
+        specs.append(BlockSpec(f"conv {channels}-{out}" + (", pool" if pool else ""), build))
         channels, stride = out, 1
     return specs, channels * height * width
-
-
-def _conv(cin: int, cout: int, nonlinearity: str, dropout: float, pool: bool, stride: int) -> BlockSpec:
-    def build() -> Block:
-        return ConvBlock(cin, cout, nonlinearity=nonlinearity, dropout=dropout, pool=pool, stem_stride=stride)
-
-    return BlockSpec(f"conv {cin}-{cout}" + (", pool" if pool else ""), build)
-
-
-def _linear(features_in: int, features: int, nonlinearity: str, dropout: float) -> BlockSpec:
-    def build() -> Block:
-        return LinearBlock(features_in, features, nonlinearity=nonlinearity, dropout=dropout)
-
-    return BlockSpec(f"linear {features_in}-{features}", build)
-
-
-def _output(features_in: int, classes: int, zero: bool) -> BlockSpec:
-    return BlockSpec(f"output {features_in}-{classes}", lambda: OutputBlock(features_in, classes, zero=zero))
 
 
 def create_model(
