@@ -14,7 +14,7 @@ from pipeline.learning.balance import shares
 from pipeline.learning.stage import Stage
 from pipeline.report.plots import save_timeline
 from pipeline.report.records import EpochRecord, RunPlan, Summary
-from pipeline.report.trace import dropped_in, join, write_chrome
+from pipeline.report.trace import join, write_chrome
 from pipeline.runtime.agreement import Layout, Sizes
 from pipeline.runtime.checkpoint import FinalState
 from pipeline.runtime.session import Session
@@ -145,7 +145,7 @@ def gather_trace(control: Control, recorder: Recorder, plan: RunPlan | None, pat
     spans = join(told)
     write_chrome(path, spans, {index: f"stage {index} ({stage.device})" for index, stage in enumerate(plan.stages)})
     save_timeline(spans, Path(path).with_suffix(".png"))
-    dropped = dropped_in(told)
+    dropped = sum(part["dropped"] for part in told)
     return f"{path} holds the first {len(spans):,} spans; {dropped:,} later ones were left out" if dropped else None
 
 

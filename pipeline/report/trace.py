@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.spans import LANES, Span
 
-__all__ = ["dropped_in", "join", "read_chrome", "spans_from", "spans_of", "to_chrome", "tracks_of", "write_chrome"]
+__all__ = ["join", "spans_from", "to_chrome", "tracks_of", "write_chrome"]
 
 _TRACKS = 100  # thread numbers kept for each lane of a trace; several transfers may be under way at once
 
@@ -33,17 +33,6 @@ def join(exported: Sequence[Mapping[str, Any]]) -> list[Span]:
         shift = 0 if part["host"] == first["host"] else part["wall_offset_ns"] - first["wall_offset_ns"]
         spans += [replace(s, start_ns=s.start_ns + shift) if shift else s for s in spans_from(part)]
     return spans
-
-
-def dropped_in(exported: Sequence[Mapping[str, Any]]) -> int:
-    """How many spans were over the limit of their process."""
-    return sum(part["dropped"] for part in exported)
-
-
-def spans_of(spans: Iterable[Span], **given: int | str) -> list[Span]:
-    """The spans whose fields are as given, such as `stage=0, name="send"`, by start."""
-    found = [span for span in spans if all(getattr(span, field) == value for field, value in given.items())]
-    return sorted(found, key=lambda span: span.start_ns)
 
 
 def tracks_of(spans: Iterable[Span]) -> list[tuple[int, Span]]:
@@ -104,21 +93,3 @@ def _event(span: Span, track: int, start_ns: int) -> dict[str, Any]:
 def write_chrome(path: str | Path, spans: Sequence[Span], names: Mapping[int, str]) -> None:
     """Write a trace that Perfetto and chrome://tracing open."""
     Path(path).write_text(json.dumps(to_chrome(spans, names)), encoding="utf-8")
-
-
-def read_chrome(path: str | Path) -> list[Span]:
-    """The spans of a file that `write_chrome` wrote, by start, times counted from the first."""
-    events = json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]
-    return [
-        Span(
-            stage=event["pid"],
-            lane=LANES[event["tid"] // _TRACKS],
-            name=event["name"],
-            step=event["args"]["step"],
-            start_ns=round(event["ts"] * 1000),
-            duration_ns=round(event["dur"] * 1000),
-            kind=event["cat"],
-        )
-        for event in events
-        if event["ph"] == "X"
-    ]

@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.trace import join, read_chrome, spans_from, spans_of, to_chrome, write_chrome
+from pipeline.report.trace import join, spans_from, to_chrome, write_chrome
 from pipeline.spans import Recorder, Span
+from tests.support.traces import read_chrome, spans_of
 
 SPANS = [
     Span(0, "compute", "forward", 0, 1_000_123, 500_000),

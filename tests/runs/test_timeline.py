@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from pipeline.learning.balance import members
-from pipeline.report.trace import read_chrome, spans_of
 from pipeline.spans import Span
 from tests.runs.slow_stage_run import DEPTH, SLEEP_S, SPLIT
 from tests.support.processes import spawn
+from tests.support.traces import read_chrome, spans_of
 
 pytestmark = pytest.mark.runs
 
