@@ -28,7 +28,7 @@ from pipeline.report.gather import gather_plan, gather_summary, gather_trace, re
 from pipeline.report.records import EpochRecord, Summary
 from pipeline.report.run_folder import RunFolder
 from pipeline.runtime.agreement import SIZES, NetworkFactory, Sizes, agree_on_layout, check_same_configuration
-from pipeline.runtime.checkpoint import collect_state
+from pipeline.runtime.checkpoint import collect_state, digest
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.feed import Feed
 from pipeline.runtime.session import Session
@@ -65,15 +65,7 @@ class TrainResult:
         return nn.Sequential(*self.blocks).eval()
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What process 0 tells the others of a finished run."""
-
-    summary: Summary
-    epochs: tuple[EpochRecord, ...]
-
-
-_OUTCOME = Topic("outcome", _Outcome)
+_OUTCOME = Topic("outcome", TrainResult)  # without blocks
 
 
 @dataclass(frozen=True)
@@ -194,21 +186,21 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
     recorder = Recorder(enabled=options.trace is not None, synchronize=stages[0].synchronize)
     with Session(stages, topology, config, control, links, collector, recorder) as session:
         session.run(None if batches is None else Feed(batches, config))
-    final = collect_state(stages, topology, world.bulk)
+    weights, state_sha256 = collect_state(stages, topology, world.bulk)
     note = gather_trace(control, recorder, plan, options.trace)
     if note is not None:
         display.note(note)
     report_summary(stages, session)
     outcome = None
     if plan is not None:
-        summary = gather_summary(control, config, plan, sizes, collector.records, final)
+        summary = gather_summary(control, config, plan, sizes, collector.records, digest(weights), state_sha256)
         if folder is not None:
-            folder.finish(summary, final.weights, collector.records, sizes.shape, sizes.classes)
+            folder.finish(summary, weights, collector.records, sizes.shape, sizes.classes)
         display.finish(summary, None if folder is None else str(folder.path), [spec.name for spec in layout.network])
-        outcome = _Outcome(summary, tuple(collector.records))
+        outcome = TrainResult(summary, tuple(collector.records))
     outcome = _OUTCOME.share(control, outcome)
-    _give_back(job.given, final.weights, world)
-    return TrainResult(outcome.summary, outcome.epochs, job.given)
+    _give_back(job.given, weights, world)
+    return replace(outcome, blocks=job.given)
 
 
 def _open(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pipeline.config.schema import TrainConfig
 from pipeline.report.display import Display
@@ -14,25 +15,19 @@ from pipeline.transport.messages import StageEpoch, StageStatus
 __all__ = ["Collector"]
 
 
+@dataclass(frozen=True)
 class Collector(Observer):
-    """Joins the stages' parts of every epoch.
+    """Joins the stages' parts of every epoch."""
 
-    Args:
-        config: learning rates.
-        display: shows states and epochs.
-        folder: takes the epochs; None writes nothing.
-    """
-
-    def __init__(self, config: TrainConfig, display: Display, folder: RunFolder | None) -> None:
-        self.config, self.display, self.folder = config, display, folder
-        self.records: list[EpochRecord] = []
+    config: TrainConfig  # learning rates
+    display: Display
+    folder: RunFolder | None  # takes the epochs; None writes nothing
+    records: list[EpochRecord] = field(default_factory=list)
 
     def status(self, stages: Sequence[StageStatus]) -> None:
-        """Show it."""
         self.display.status(stages)
 
     def epoch(self, epoch: int, parts: Sequence[StageEpoch]) -> None:
-        """Write it down and show it."""
         record = merge_epoch(epoch, self.config.learning_rate(epoch), parts)
         self.records.append(record)
         if self.folder is not None:

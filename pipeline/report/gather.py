@@ -16,7 +16,6 @@ from pipeline.report.plots import save_timeline
 from pipeline.report.records import EpochRecord, RunPlan, Summary
 from pipeline.report.trace import join, write_chrome
 from pipeline.runtime.agreement import Layout, Sizes
-from pipeline.runtime.checkpoint import FinalState
 from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
 from pipeline.spans import Recorder
@@ -98,7 +97,8 @@ def gather_summary(
     plan: RunPlan,
     sizes: Sizes,
     records: Sequence[EpochRecord],
-    final: FinalState,
+    weights_sha256: str,
+    state_sha256: str,
 ) -> Summary:
     """The whole run in numbers; in process 0."""
     parts = tuple(SUMMARIES.gather(control, [stage.rank for stage in plan.stages]))
@@ -124,8 +124,8 @@ def gather_summary(
         block_test_error_percent=last.block_test_error_percent,
         train_seconds=seconds,
         samples_per_second=sizes.trained_samples(config.batch_size) * config.epochs / seconds,
-        weights_sha256=final.weights_sha256,
-        state_sha256=final.state_sha256,
+        weights_sha256=weights_sha256,
+        state_sha256=state_sha256,
         stage=parts,
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,70 +14,46 @@ from pipeline.runtime.topology import Topology
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.topics import Topic
 
-__all__ = ["Digest", "FinalState", "collect_state", "digest"]
+__all__ = ["collect_state", "digest"]
 
 _STATE = Topic("state", list)
 
 
-class Digest:
-    """SHA-256 over tensors: name, dtype, shape and raw little-endian bytes of each, in the order given."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Add one tensor; its memory layout does not matter."""
-        x = tensor.detach().to("cpu").contiguous()
-        dtype, shape = str(x.dtype).removeprefix("torch."), ",".join(map(str, x.shape))
-        self._hash.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        self._hash.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())
-
-    def hex(self) -> str:
-        """The digest so far."""
-        return self._hash.hexdigest()
+def _digested(name: str, tensor: Tensor) -> bytes:
+    """Name, dtype, shape and raw little-endian bytes of a tensor; its memory layout does not matter."""
+    x = tensor.detach().to("cpu").contiguous()
+    dtype, shape = str(x.dtype).removeprefix("torch."), ",".join(map(str, x.shape))
+    return f"{name}\0{dtype}\0{shape}\0".encode() + x.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors over sorted names."""
-    result = Digest()
+    sha256 = hashlib.sha256()
     for name in sorted(tensors):
-        result.add(name, tensors[name])
-    return result.hex()
+        sha256.update(_digested(name, tensors[name]))
+    return sha256.hexdigest()
 
 
-class FinalState:
-    """What process 0 knows at the end; the other processes hold empty weights."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, Tensor] = {}  # of the inference network
-        self.state_sha256 = ""
-
-    @property
-    def weights_sha256(self) -> str:
-        """Digest of the inference network."""
-        return digest(self.weights)
-
-
-def collect_state(stages: Sequence[Stage], topology: Topology, bulk: Bulk) -> FinalState:
-    """Bring all blocks to process 0, one block at a time: digest everything, keep the inference weights.
+def collect_state(stages: Sequence[Stage], topology: Topology, bulk: Bulk) -> tuple[dict[str, Tensor], str]:
+    """Bring all blocks to process 0, one block at a time: its inference weights, and the digest of everything.
 
     Blocks go by their names' sort order ("1." before "10." before "2."), so that one pass makes the digest.
     """
     mine = {block.index: block for stage in stages for block in stage.blocks}
-    result, everything = FinalState(), Digest()
+    weights: dict[str, Tensor] = {}
+    everything = hashlib.sha256()
     for index, owner in sorted(topology.owners().items(), key=lambda entry: f"{entry[0]}."):
         if bulk.control.rank == 0:
             for name, tensor, inference in _parts(mine[index]) if index in mine else _receive(index, owner, bulk):
-                everything.add(name, tensor)
+                everything.update(_digested(name, tensor))
                 if inference:
-                    result.weights[name] = tensor
+                    weights[name] = tensor
         elif index in mine:
             parts = _parts(mine[index])
             described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), kept] for name, x, kept in parts]
             _STATE.publish(bulk.control, index, described)
             bulk.send(0, [tensor for _, tensor, _ in parts])
-    result.state_sha256 = everything.hex()
-    return result
+    return weights, everything.hexdigest()
 
 
 def _receive(index: int, owner: int, bulk: Bulk) -> list[tuple[str, Tensor, bool]]:

@@ -11,9 +11,8 @@ Locked (`glob`, `glob+X`): the stages take turns, and the gradient is sent back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from torch import Tensor
 
@@ -23,24 +22,7 @@ from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.transport.queues import ReceiveQueue, SendQueue
 from pipeline.transport.wire import Codec
 
-__all__ = ["Inbox", "Locked", "Policy", "Ports", "Source", "Unlocked", "hand_on", "through"]
-
-
-class Inbox(Protocol):
-    """Where packets come from: a queue, or a feed."""
-
-    def get(self) -> Packet:
-        """The next packet."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """The first stage's inbox: what it is fed."""
-
-    packets: Iterator[Packet]
-
-    def get(self) -> Packet:
-        return next(self.packets)
+__all__ = ["Policy", "Ports", "hand_on", "locked", "through", "unlocked"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +30,7 @@ class Ports:
     """Where a process's packets come from and go to; None at the ends of the pipeline and in one process."""
 
     codec: Codec  # what the wire does to tensors happens between the stages of one process, too
-    inbox: Inbox | None = None
+    inbox: ReceiveQueue | None = None
     outbox: SendQueue | None = None
     gradient_inbox: ReceiveQueue | None = None
     gradient_outbox: SendQueue | None = None
@@ -57,7 +39,7 @@ class Ports:
     def queues(self) -> list[SendQueue | ReceiveQueue]:
         """Those that are."""
         ends = (self.inbox, self.outbox, self.gradient_inbox, self.gradient_outbox)
-        return [end for end in ends if isinstance(end, SendQueue | ReceiveQueue)]
+        return [end for end in ends if end is not None]
 
     @property
     def bytes_sent(self) -> int:
@@ -65,11 +47,8 @@ class Ports:
         return sum(queue.bytes_sent for queue in self.queues if isinstance(queue, SendQueue))
 
 
-class Policy(Protocol):
-    """How the stages of a process learn from one batch."""
-
-    def train(self, stages: Sequence[Trainable], packet: Packet, ports: Ports, watch: Stopwatch) -> None:
-        """Learn from `packet` and hand it on."""
+Policy = Callable[[Sequence[Trainable], Packet, Ports, Stopwatch], None]
+"""Lets the stages of a process learn from one batch, and hands it on."""
 
 
 def through(name: str, stages: Sequence[Trainable], packet: Packet, ports: Ports, watch: Stopwatch) -> Packet:
@@ -88,32 +67,28 @@ def hand_on(packet: Packet, ports: Ports, watch: Stopwatch) -> None:
         watch.wait_output("wait output", packet, ports.outbox.put, packet)
 
 
-class Unlocked:
+def unlocked(stages: Sequence[Trainable], packet: Packet, ports: Ports, watch: Stopwatch) -> None:
     """Hands on before the backward; where nobody waits for the packet, segment by segment."""
-
-    def train(self, stages: Sequence[Trainable], packet: Packet, ports: Ports, watch: Stopwatch) -> None:
-        if ports.outbox is None:
-            through("step", stages, packet, ports, watch)
-            return
-        packet = through("forward", stages, packet, ports, watch)
-        hand_on(packet, ports, watch)
-        for position, stage in enumerate(stages):
-            watch.work("update", position, packet, stage.update)
+    if ports.outbox is None:
+        through("step", stages, packet, ports, watch)
+        return
+    packet = through("forward", stages, packet, ports, watch)
+    hand_on(packet, ports, watch)
+    for position, stage in enumerate(stages):
+        watch.work("update", position, packet, stage.update)
 
 
-class Locked:
+def locked(stages: Sequence[Trainable], packet: Packet, ports: Ports, watch: Stopwatch) -> None:
     """Waits for the gradient of what it has handed on."""
-
-    def train(self, stages: Sequence[Trainable], packet: Packet, ports: Ports, watch: Stopwatch) -> None:
-        packet = through("forward", stages, packet, ports, watch)
-        hand_on(packet, ports, watch)
-        gradient: Tensor | None = None
-        if ports.gradient_inbox is not None:
-            gradient = watch.wait_output("wait gradient", packet, ports.gradient_inbox.get).x
-        for position, stage in reversed(list(enumerate(stages))):
-            gradient = watch.work("update", position, packet, stage.update, gradient)
-            if gradient is not None and position > 0:
-                gradient = ports.codec.decode(ports.codec.encode({"x": gradient}))["x"]
-        if ports.gradient_outbox is not None:
-            assert gradient is not None
-            ports.gradient_outbox.put(Packet(packet.kind, packet.at, {"x": gradient}))
+    packet = through("forward", stages, packet, ports, watch)
+    hand_on(packet, ports, watch)
+    gradient: Tensor | None = None
+    if ports.gradient_inbox is not None:
+        gradient = watch.wait_output("wait gradient", packet, ports.gradient_inbox.get).x
+    for position, stage in reversed(list(enumerate(stages))):
+        gradient = watch.work("update", position, packet, stage.update, gradient)
+        if gradient is not None and position > 0:
+            gradient = ports.codec.decode(ports.codec.encode({"x": gradient}))["x"]
+    if ports.gradient_outbox is not None:
+        assert gradient is not None
+        ports.gradient_outbox.put(Packet(packet.kind, packet.at, {"x": gradient}))

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -20,7 +22,7 @@ from pipeline.learning.packet import Packet, Position
 from pipeline.learning.stage import Trainable
 from pipeline.runtime.channels import Links, connect
 from pipeline.runtime.failures import failures_told
-from pipeline.runtime.policy import Locked, Ports, Source, Unlocked
+from pipeline.runtime.policy import Ports, locked, unlocked
 from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.runtime.telemetry import Gatherer, Observer, Telemetry
 from pipeline.runtime.topology import Topology
@@ -38,45 +40,34 @@ class Timetable(Protocol):
         """Everything from a position to the stop packet."""
 
 
+@dataclass(eq=False)
 class Session:
     """One run in one process.
-
-    Args:
-        stages: that this process runs, in order.
-        topology: of all stages.
-        config: how packets travel, and whether the stages take turns.
-        control: to the other processes.
-        links: makes the transport; not used in one process.
-        observer: watches the run; without one nothing is gathered.
-        recorder: takes the spans.
 
     Attributes:
         ports: once it is open.
         watch, telemetry: what has been measured so far.
     """
 
-    def __init__(
-        self,
-        stages: Sequence[Trainable],
-        topology: Topology,
-        config: TrainConfig,
-        control: Control,
-        links: Links,
-        observer: Observer | None = None,
-        recorder: Recorder | None = None,
-    ) -> None:
-        self.stages, self.topology, self.config, self.control = tuple(stages), topology, config, control
-        self.links, self.observer = links, observer
-        self.recorder = recorder or Recorder(enabled=False)
-        self.watch = Stopwatch([stage.index for stage in stages], self.recorder)
-        self.telemetry = Telemetry(self.stages, self.watch, control)
+    stages: Sequence[Trainable]  # that this process runs, in order
+    topology: Topology  # of all stages
+    config: TrainConfig  # how packets travel, and whether the stages take turns
+    control: Control
+    links: Links  # makes the transport; not used in one process
+    observer: Observer | None = None  # without one nothing is gathered
+    recorder: Recorder | None = None  # takes the spans
+
+    def __post_init__(self) -> None:
+        self.watch = Stopwatch([stage.index for stage in self.stages], self.recorder or Recorder(enabled=False))
+        self.telemetry = Telemetry(self.stages, self.watch, self.control)
         self.ports: Ports | None = None
         self._gatherer: Gatherer | None = None
 
     def __enter__(self) -> Self:
         self.control.renew()
         with failures_told(self.control):
-            self.ports = connect(self.stages, self.topology, self.config, self.control, self.links, self.recorder)
+            recorder = self.watch.recorder
+            self.ports = connect(self.stages, self.topology, self.config, self.control, self.links, recorder)
         return self
 
     def run(self, feed: Timetable | None, start: Position = Position()) -> None:  # noqa: B008  frozen
@@ -95,16 +86,16 @@ class Session:
     def begin(self, feed: Timetable | None, start: Position = Position()) -> Worker:  # noqa: B008
         """The loop, for whoever steps it himself."""
         assert self.ports is not None, "the session is open"
-        inbox = self.ports.inbox
-        if inbox is None:
+        if self.ports.inbox is not None:
+            take = self.ports.inbox.get
+        else:
             assert feed is not None, "the first stage is fed"
-            inbox = Source(feed.packets(start))
+            take = partial(next, feed.packets(start))
         if self.observer is not None and self.control.rank == 0:
             self._gatherer = Gatherer(self.control, self.topology, self.observer, start.epoch)
-        policy = Locked() if self.config.backpropagates else Unlocked()
-        return Worker(
-            self.stages, inbox, self.ports, policy, self.watch, self.telemetry.start(), self.observer or Observer()
-        )
+        policy = locked if self.config.backpropagates else unlocked
+        telemetry, observer = self.telemetry.start(), self.observer or Observer()
+        return Worker(self.stages, take, self.ports, policy, self.watch, telemetry, observer)
 
     def finish(self) -> None:
         """After the last step: wait until the observer knows everything."""

@@ -17,15 +17,10 @@ def describe(rank: int) -> str:
 
 @dataclass(frozen=True)
 class Topology:
-    """The stages of a run and the processes that run them: one each, or all in one process.
+    """The stages of a run and the processes that run them: one each, or all in one process."""
 
-    Attributes:
-        split: blocks of each stage.
-        ranks: the process of each stage.
-    """
-
-    split: tuple[int, ...]
-    ranks: tuple[int, ...]
+    split: tuple[int, ...]  # blocks of each stage
+    ranks: tuple[int, ...]  # the process of each stage
 
     @classmethod
     def over(cls, split: Sequence[int], world_size: int) -> Topology:

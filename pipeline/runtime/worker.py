@@ -9,49 +9,36 @@ take ─> TRAIN          the policy: forward, hand on, update
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pipeline.learning.packet import Kind, Packet
 from pipeline.learning.stage import Trainable
-from pipeline.runtime.policy import Inbox, Policy, Ports, hand_on, through
+from pipeline.runtime.policy import Policy, Ports, hand_on, through
 from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.runtime.telemetry import Observer, Telemetry
 
 __all__ = ["Worker"]
 
 
+@dataclass(frozen=True)
 class Worker:
-    """Runs the stages of one process, packet by packet.
+    """Runs the stages of one process, packet by packet."""
 
-    Args:
-        stages: one under torchrun; all of them in the single-process fallback.
-        inbox: where packets come from.
-        ports: to the neighbours.
-        policy: the order of calls for a training batch.
-        watch: times it.
-        telemetry: reports it.
-        observer: is shown snapshots.
-    """
-
-    def __init__(
-        self,
-        stages: Sequence[Trainable],
-        inbox: Inbox,
-        ports: Ports,
-        policy: Policy,
-        watch: Stopwatch,
-        telemetry: Telemetry,
-        observer: Observer,
-    ) -> None:
-        self.stages, self.inbox, self.ports, self.policy = tuple(stages), inbox, ports, policy
-        self.watch, self.telemetry, self.observer = watch, telemetry, observer
+    stages: Sequence[Trainable]  # one under torchrun; all of them in the single-process fallback
+    take: Callable[[], Packet]  # the next packet, from the process before or from a feed
+    ports: Ports
+    policy: Policy
+    watch: Stopwatch
+    telemetry: Telemetry
+    observer: Observer  # is shown snapshots
 
     def step(self) -> bool:
         """Work on the next packet; whether more will come."""
-        packet = self.watch.wait_input(self.inbox.get)
+        packet = self.watch.wait_input(self.take)
         self.telemetry.before(packet)
         if packet.kind is Kind.TRAIN:
-            self.policy.train(self.stages, packet, self.ports, self.watch)
+            self.policy(self.stages, packet, self.ports, self.watch)
         else:
             self._pass_on(packet)
         self.telemetry.after(packet)

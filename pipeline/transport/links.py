@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -171,11 +172,13 @@ class Transport(enum.Enum):
     NCCL = "nccl"
 
 
+@dataclass(frozen=True)
 class LinkFactory:
     """Makes this process's ends of its links."""
 
-    def __init__(self, control: Control, transport: Transport, device: torch.device) -> None:
-        self.control, self.transport, self.device = control, transport, device
+    control: Control
+    transport: Transport
+    device: torch.device
 
     def link(self, source: int, target: int) -> Link:
         """One end of the one-way link between two processes; the other one makes its own at the same time."""

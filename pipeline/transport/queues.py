@@ -43,24 +43,15 @@ def slots(depth: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Channel:
-    """What both ends of a queue are told.
+    """What both ends of a queue are told."""
 
-    Attributes:
-        link: between the two processes.
-        contract: what travels, as agreed on at start.
-        codec: how it looks on the way.
-        depth: `--queue-depth`.
-        control, peer: to notice the death of the process at the other end.
-        recorder, stage: takes the spans of the transfers, as this stage's.
-    """
-
-    link: Link
-    contract: Contract
-    codec: Codec
-    depth: int
-    control: Control
+    link: Link  # between the two processes
+    contract: Contract  # what travels, as agreed on at start
+    codec: Codec  # how it looks on the way
+    depth: int  # `--queue-depth`
+    control: Control  # to notice the death of the peer, the process at the other end
     peer: int
-    recorder: Recorder
+    recorder: Recorder  # takes the spans of the transfers, as this stage's
     stage: int
 
 
