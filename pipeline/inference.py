@@ -26,21 +26,19 @@ def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None
         DataError: the folder holds no finished run, or weights that do not fit the network.
         ConfigError: the network was a user's own and `blocks` is missing.
     """
-    folder = Path(run_folder)
+    path = Path(run_folder)
     try:
-        with safe_open(folder / "model.safetensors", "pt") as file:
+        with safe_open(path / "model.safetensors", "pt") as file:
             known = file.metadata()
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{folder} holds no finished run ({error}); give the folder of a run that has ended"
-        ) from error
+        raise DataError(f"{path} holds no finished run ({error}); give the folder of a run that has ended") from error
     if blocks is not None:
         network = given_network(blocks)
     elif known["model"] == CUSTOM:
-        raise ConfigError(f"the network of {folder} was your own; pass it as `blocks`")
+        raise ConfigError(f"the network of {path} was your own; pass it as `blocks`")
     else:
-        config, loss = read_model(str(folder / "config.toml"))
+        config, loss = read_model(str(path / "config.toml"))
         shape = tuple(int(side) for side in known["input_shape"].split(","))
         network = named_network(config, shape, int(known["classes"]), loss)
     model = nn.Sequential(*(build_block(spec, 0, index) for index, spec in enumerate(network)))
@@ -48,5 +46,5 @@ def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"the weights of {folder} do not fit the network ({reason}); pass the one trained") from error
+        raise DataError(f"the weights of {path} do not fit the network ({reason}); pass the one trained") from error
     return model.eval()

@@ -10,19 +10,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigError
 
-__all__ = [
-    "DATASETS",
-    "LOSSES",
-    "MODELS",
-    "POOL",
-    "VGG_PLANS",
-    "DatasetInfo",
-    "LossSpec",
-    "block_count",
-    "check_fits",
-    "pool_count",
-    "stem_stride",
-]
+__all__ = ["DATASETS", "LOSSES", "MODELS", "POOL", "VGG_PLANS", "DatasetInfo", "LossSpec", "check_fits", "stem_stride"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +81,7 @@ VGG_PLANS: Mapping[str, tuple[int | str, ...]] = {  # of the paper's appendix; v
     "vgg11b": (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M"),
     "vgg13": (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
     "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
-    "vgg19": (
-        *(64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M"),
-        *(512, 512, 512, 512, "M", 512, 512, 512, 512, "M"),
-    ),
+    "vgg19": (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"),
 }
 
 MODELS = ("mlp", *VGG_PLANS)
@@ -130,16 +115,6 @@ DATASETS: Mapping[str, DatasetInfo] = {
 }
 
 
-def block_count(model: str, hidden_layers: int) -> int:
-    """Number of blocks of a named network, hidden fully connected blocks and the output layer included."""
-    return len(VGG_PLANS.get(model, ())) - pool_count(model) + hidden_layers + 1
-
-
-def pool_count(model: str) -> int:
-    """Number of 2x2 poolings of a named network; mlp has none."""
-    return VGG_PLANS.get(model, ()).count(POOL)
-
-
 def stem_stride(side: int) -> int:
     """Stride of the first convolution: images larger than 64 pixels get a 7x7 stem of stride 2."""
     return 2 if side > 64 else 1
@@ -148,7 +123,7 @@ def stem_stride(side: int) -> int:
 def check_fits(model: str, shape: tuple[int, int, int]) -> None:
     """Raise ConfigError if images of `shape` (channels, height, width) are too small for the pools of `model`."""
     _, height, width = shape
-    side, pools = min(height, width), pool_count(model)
+    side, pools = min(height, width), VGG_PLANS.get(model, ()).count(POOL)
     need = 2**pools
     if side // stem_stride(max(height, width)) < need:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.catalog import LOSSES, MODELS, block_count
+from pipeline.config.catalog import LOSSES, MODELS, POOL, VGG_PLANS
 from pipeline.config.fields import Bounds, check_fields, option
 from pipeline.errors import ConfigError
 
@@ -29,18 +29,16 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, ModelConfig)
-        perceptron = self.model == "mlp"
+        width, perceptron = self.width, self.model == "mlp"
         if self.hidden_layers is None:
             object.__setattr__(self, "hidden_layers", 3 if perceptron else 1)
         Bounds(1 if perceptron else 0).check("hidden_layers", self.hidden_layers)
         if self.dropout >= 1:
             raise ConfigError(f"--dropout is {self.dropout}; give 0 up to below 1")
-        if perceptron and self.width != 1:
-            raise ConfigError(f"--width is {self.width:g}, but mlp has no channels; use --hidden-units")
-        if not perceptron and int(64 * self.width) < 1:
-            raise ConfigError(
-                f"--width is {self.width:g}, which leaves {self.model} without channels; give 1/64 or more"
-            )
+        if perceptron and width != 1:
+            raise ConfigError(f"--width is {width:g}, but mlp has no channels; use --hidden-units")
+        if not perceptron and int(64 * width) < 1:
+            raise ConfigError(f"--width is {width:g}, which leaves {self.model} without channels; give 1/64 or more")
 
     def nonlinearity_for(self, loss: str) -> str:
         """The nonlinearity, `auto` resolved as in the paper's recipes."""
@@ -50,4 +48,5 @@ class ModelConfig:
     def blocks(self) -> int:
         """Number of blocks, the output layer included."""
         assert self.hidden_layers is not None
-        return block_count(self.model, self.hidden_layers)
+        convolutions = sum(entry != POOL for entry in VGG_PLANS.get(self.model, ()))
+        return convolutions + self.hidden_layers + 1

@@ -62,7 +62,8 @@ class Batches:
             )
         self.shape, self.classes = train.shape, classes
         self.train_samples, self.test_samples = len(train), len(test)
-        self.steps_per_epoch = _train_steps(len(train), batch_size)
+        full, rest = divmod(len(train), batch_size)
+        self.steps_per_epoch = full + (rest > 1)  # a last batch of a single sample has no batch statistics
         self.test_steps = -(-len(test) // batch_size)
         self._train, self._test, self._seed, self._batch_size = train, test, seed, batch_size
 
@@ -76,13 +77,7 @@ class Batches:
 
     @classmethod
     def from_datasets(
-        cls,
-        train_data: Dataset[Any],
-        test_data: Dataset[Any],
-        *,
-        seed: int,
-        batch_size: int,
-        device: torch.device,
+        cls, train_data: Dataset[Any], test_data: Dataset[Any], *, seed: int, batch_size: int, device: torch.device
     ) -> Batches:
         """Batches of map-style data sets of (image, label). Raises DataError if samples or labels do not fit."""
         train = library_split(train_data, "train_data", device, (seed, "sample"))
@@ -106,12 +101,6 @@ class Batches:
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels of all test samples, in their own order."""
         return _read_ahead(self._test, torch.arange(self.test_samples).split(self._batch_size), 0)
-
-
-def _train_steps(samples: int, batch_size: int) -> int:
-    """Batches of an epoch: a smaller last one counts, except that one of a single sample has no batch statistics."""
-    full, rest = divmod(samples, batch_size)
-    return full + (rest > 1)
 
 
 def _read_ahead(split: _Split, parts: tuple[Tensor, ...], first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -142,14 +131,11 @@ class _ImageSplit:
 
     def batch(self, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The chosen images and labels."""
-        images_NHWC = self._store.take(indices).to(self._device)
-        return self._prepare(images_NHWC, step), self._store.labels.index_select(0, indices)
-
-    def _prepare(self, images_NHWC: Tensor, step: int) -> Tensor:
+        images_NHWC, labels = self._store.take(indices).to(self._device), self._store.labels.index_select(0, indices)
         how, mean, std = self._loaded.augmentation, self._loaded.mean, self._loaded.std
         if self._seed is None:
-            return normalize(images_NHWC, mean, std, how.crop_to)
-        return augment(images_NHWC, how, mean, std, keyed_generator(self._seed, "augment", step))
+            return normalize(images_NHWC, mean, std, how.crop_to), labels
+        return augment(images_NHWC, how, mean, std, keyed_generator(self._seed, "augment", step)), labels
 
     def prefetch(self, indices: Tensor) -> None:
         """Begin to decode, where images are files."""

@@ -25,6 +25,7 @@ __all__ = ["FolderImages", "load_folder"]
 _IN_MEMORY_BYTES = 2 << 30  # image folders below this are decoded once, at start
 _LARGEST_SIDE = 224  # pixels, of what the network sees of a photograph
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
 
 
 class FolderImages:
@@ -70,18 +71,20 @@ def load_folder(config: DataConfig, info: DatasetInfo) -> LoadedData:
     train_folder, test_folder = root / "train", _test_folder(root)
     classes = _classes(train_folder, test_folder)
     train_files, test_files = _list_images(train_folder, classes), _list_images(test_folder, classes)
-    side = min(_short_side(train_files[0][0]), _LARGEST_SIDE)
+    with _opened(train_files[0][0]) as image:
+        side = min(*image.size, _LARGEST_SIDE)
     if config.cutout > 2 * side:
         raise ConfigError(
             f"--cutout is {config.cutout}, more than twice the side of {side} pixels that {train_files[0][0]} sets "
             f"for all images; give at most {2 * side}"
         )
     stored = round(side * 8 / 7)  # 256 for 224, as usual for photographs
-    train, test = _kept_in_memory(
-        _folder_split(config, True, train_files, stored), _folder_split(config, False, test_files, stored)
-    )
+    train = _folder_split(config, True, train_files, stored)
+    test = _folder_split(config, False, test_files, stored)
     augmentation = Augmentation(flip=info.flip, cutout=config.cutout, crop_to=side)
-    return LoadedData(train, test, len(classes), info.mean, info.std, augmentation)
+    small = (len(train.paths) + len(test.paths)) * stored**2 * 3 < _IN_MEMORY_BYTES
+    stores: tuple[ImageStore, ImageStore] = (train.in_memory(), test.in_memory()) if small else (train, test)
+    return LoadedData(*stores, len(classes), info.mean, info.std, augmentation)
 
 
 def _test_folder(root: Path) -> Path:
@@ -137,24 +140,11 @@ def _folder_split(config: DataConfig, training: bool, files: list[tuple[Path, in
     return FolderImages([path for path, _ in chosen], torch.tensor([label for _, label in chosen]), stored)
 
 
-def _kept_in_memory(train: FolderImages, test: FolderImages) -> tuple[ImageStore, ImageStore]:
-    size = (len(train.paths) + len(test.paths)) * train.side**2 * 3
-    return (train, test) if size >= _IN_MEMORY_BYTES else (train.in_memory(), test.in_memory())
-
-
-def _short_side(path: Path) -> int:
-    with _opened(path) as image:
-        return int(min(image.size))
-
-
 def _decode(path: Path, side: int) -> np.ndarray[Any, Any]:
     """One image, uint8 [side, side, 3]: its largest centred square, resized."""
     image_ops = importlib.import_module("PIL.ImageOps")
     with _opened(path) as image:
         return np.asarray(image_ops.fit(image.convert("RGB"), (side, side), method=_BILINEAR))
-
-
-_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
 
 
 @contextlib.contextmanager

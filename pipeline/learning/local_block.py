@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +53,10 @@ def create_loss(
 
 def create_optimizer(config: Method, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
     """One block's optimizer over all its parameters, local head included."""
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
-        )
-    amsgrad = config.optimizer == "amsgrad"
-    return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, amsgrad=amsgrad, fused=fused)
+        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
+    return torch.optim.Adam(parameters, amsgrad=config.optimizer == "amsgrad", **common)
 
 
 class LocalBlock:
@@ -131,15 +130,6 @@ class LocalBlock:
         Returns:
             The gradient with respect to the block's input if `gradient_out`, else None.
         """
-        roots, gradients = self._roots(labels, gradient)
-        torch.autograd.backward(roots, gradients)
-        passed = self._x.grad
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._x = self._h = self._out = torch.empty(0)
-        return None if passed is None else canonical(passed, self.numerics.channels_last)
-
-    def _roots(self, labels: Tensor, gradient: Tensor | None) -> tuple[list[Tensor], list[Tensor | None]]:
         roots: list[Tensor] = []
         gradients: list[Tensor | None] = []
         if gradient is not None:
@@ -151,7 +141,12 @@ class LocalBlock:
             self.train_meter.add(loss, scores, labels)
             roots.append(loss)
             gradients.append(None)
-        return roots, gradients
+        torch.autograd.backward(roots, gradients)
+        passed = self._x.grad
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._x = self._h = self._out = torch.empty(0)
+        return None if passed is None else canonical(passed, self.numerics.channels_last)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, labels: Tensor) -> Tensor:

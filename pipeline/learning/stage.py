@@ -168,13 +168,9 @@ def build_stage(
     firsts, lasts = segment_ends(config, shapes)
     blocks = []
     for i in own:
-        output = i == len(network) - 1
-        head = network[i].similarity_head
-        loss = create_loss(
-            config, i, shapes[i].features, classes, output=output, segment_end=i in lasts, similarity_head=head
-        )
+        first, last, output = i in firsts, i in lasts, i == len(network) - 1
+        features, head = shapes[i].features, network[i].similarity_head
+        loss = create_loss(config, i, features, classes, output=output, segment_end=last, similarity_head=head)
         block = build_block(network[i], config.seed, i)
-        blocks.append(
-            LocalBlock(i, block, loss, config, numerics, gradient_in=i not in lasts, gradient_out=i not in firsts)
-        )
+        blocks.append(LocalBlock(i, block, loss, config, numerics, gradient_in=not last, gradient_out=not first))
     return Stage(index, blocks, config, shapes[own[0]].inputs, shapes[own[-1]].outputs)

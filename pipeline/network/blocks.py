@@ -12,16 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "Block",
-    "ConvBlock",
-    "Dropout",
-    "LinearBlock",
-    "OutputBlock",
-    "SequentialBlock",
-    "canonical",
-    "create_nonlinearity",
-]
+__all__ = ["Block", "ConvBlock", "Dropout", "LinearBlock", "OutputBlock", "SequentialBlock", "canonical"]
 
 
 def canonical(x: Tensor, channels_last: bool = True) -> Tensor:
@@ -55,7 +46,7 @@ class Block(nn.Module, ABC):
         return self.hand_on(self.features(x))
 
 
-def create_nonlinearity(name: str) -> nn.Module:
+def _nonlinearity(name: str) -> nn.Module:
     """`relu`, or `leaky_relu` with slope 0.01."""
     return nn.LeakyReLU(0.01, inplace=True) if name == "leaky_relu" else nn.ReLU(inplace=True)
 
@@ -97,7 +88,7 @@ class ConvBlock(Block):
         kernel, padding = (7, 3) if stem_stride == 2 else (3, 1)
         self.encoder = nn.Conv2d(channels_in, channels, kernel, stride=stem_stride, padding=padding)
         self.bn = nn.BatchNorm2d(channels)
-        self.nonlinearity = create_nonlinearity(nonlinearity)
+        self.nonlinearity = _nonlinearity(nonlinearity)
         self.dropout = Dropout(dropout, maps=True)
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
 
@@ -115,7 +106,7 @@ class LinearBlock(Block):
         super().__init__()
         self.encoder = nn.Linear(features_in, features)
         self.bn = nn.BatchNorm1d(features)
-        self.nonlinearity = create_nonlinearity(nonlinearity)
+        self.nonlinearity = _nonlinearity(nonlinearity)
         self.dropout = Dropout(dropout)
 
     def features(self, x: Tensor) -> Tensor:

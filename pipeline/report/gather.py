@@ -157,15 +157,13 @@ def _peak_memory(device: torch.device) -> int:
 
 def _notes(config: TrainConfig, transport: Transport, stages: Sequence[StagePlan]) -> list[str]:
     """What the user should know at start: the transport, and what the promise of exactness does not cover."""
-    notes, several = [], len(stages) > 1
+    notes, count = [], len(stages)
     if transport is Transport.PINNED:
-        notes.append(
-            f"{len(stages)} processes share GPUs, which nccl refuses: activations travel through {transport.value}"
-        )
-    if several and config.wire not in ("auto", "fp32", config.precision):
+        notes.append(f"{count} processes share GPUs, which nccl refuses: activations travel through {transport.value}")
+    if count > 1 and config.wire not in ("auto", "fp32", config.precision):
         notes.append(f"--wire {config.wire} rounds between stages; another split gives other weights")
     if stages[0].device != "cpu" and not config.deterministic:
         notes.append("without --deterministic a GPU's sums may differ in the last bits from run to run")
-    if several and config.loss_spec.backpropagates:
+    if count > 1 and config.loss_spec.backpropagates:
         notes.append(f"{config.loss} is backward-locked: the stages take turns and gradients are sent back")
     return notes

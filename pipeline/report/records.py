@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.transport.messages import StageEpoch, StagePlan, StageSummary
@@ -44,9 +43,6 @@ class EpochRecord:
     block_test_error_percent: tuple[float | None, ...] | None
     stage: tuple[dict[str, Any], ...]
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -75,9 +71,6 @@ class Summary:
     state_sha256: str
     stage: tuple[StageSummary, ...]
     versions: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def merge_epoch(epoch: int, lr: float, parts: Sequence[StageEpoch]) -> EpochRecord:

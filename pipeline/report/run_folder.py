@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -46,7 +48,7 @@ class RunFolder:
 
     def append(self, record: EpochRecord) -> None:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(record.to_json() + "\n")
+            file.write(json.dumps(asdict(record)) + "\n")
 
     def finish(
         self,
@@ -60,4 +62,4 @@ class RunFolder:
         known = {"model": summary.model, "input_shape": ",".join(map(str, input_shape)), "classes": str(classes)}
         save_file(dict(weights), self.path / "model.safetensors", metadata=known)
         save_curves(records, self.path / "curves.png", f"{summary.model} on {summary.dataset}, {summary.loss}")
-        (self.path / "summary.json").write_text(summary.to_json(), encoding="utf-8")
+        (self.path / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")

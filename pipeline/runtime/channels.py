@@ -36,25 +36,22 @@ def connect(
     links: Links,
     recorder: Recorder,
 ) -> Ports:
-    """The ports of a process. Its queues are made with its neighbours, and by nobody else.
+    """The ports of a process with these stages. Its queues are made with its neighbours, and by nobody else.
 
-    Args:
-        stages: of this process.
-        topology: who the neighbours are.
-        config: queue depth, batch size, number format of the wire, and whether gradients are sent back.
-        control: to agree with the neighbours and to notice their death.
-        links: makes the transport.
-        recorder: takes the spans of the transfers.
-
-    Raises:
-        ConfigError: a neighbour promises something else than this process expects.
+    Raises ConfigError if a neighbour promises something else than this process expects.
     """
     rank, device = control.rank, stages[0].device
     before, after = topology.neighbours(rank)
     codec = codec_for(config.wire, stages[0].takes["x"].dtype)
     takes = Contract(codec.wire(stages[0].takes), config.batch_size)
     gives = Contract(codec.wire(stages[-1].gives), config.batch_size)
-    control.together("contract", lambda: _agree(control, before, stages[0].index, takes, gives))
+
+    def agreed() -> None:
+        control.publish(f"contract/{rank}", gives.describe())
+        if before is not None:
+            agree(stages[0].index - 1, control.read(f"contract/{before}", before), takes)
+
+    control.together("contract", agreed)
     with ExitStack() as undo:
 
         def channel(peer: int, contract: Contract, *, out: bool) -> Channel:
@@ -84,9 +81,3 @@ def connect(
 def _gradients(contract: Contract) -> Contract:
     """What comes back for what a contract sends."""
     return Contract({"x": contract.signature["x"]}, contract.batch)
-
-
-def _agree(control: Control, before: int | None, stage: int, takes: Contract, gives: Contract) -> None:
-    control.publish(f"contract/{control.rank}", gives.describe())
-    if before is not None:
-        agree(stage - 1, control.read(f"contract/{before}", before), takes)

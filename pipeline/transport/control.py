@@ -241,26 +241,23 @@ class Watch:
 
     def check(self) -> None:
         """Raise StageFailure if the peer is lost; asks the store at most four times a second."""
-        now = time.monotonic()
-        if self.rank == self.control.rank or now - self._checked < 0.25:
+        control, now = self.control, time.monotonic()
+        if self.rank == control.rank or now - self._checked < 0.25:
             return
         self._checked = now
-        self.control.raise_if_failed()
-        beat = self.control.beat(self.rank)
+        control.raise_if_failed()
+        beat = control.beat(self.rank)
         if beat != self._beat:
             self._beat, self._beaten = beat, now
-        if now - self._beaten > self.control.timeout_s:
-            raise self.control.fail(self._silent())
+        if now - self._beaten > control.timeout_s:
+            raise control.fail(self._silent())
         place = None
-        if beat is not None and self._waits_for_us(beat):
+        if beat is not None and beat.waits_for == control.rank and control.waits_for == self.rank:
             place = (beat.epoch, beat.step)
         if place != self._locked_at or place is None:
             self._locked_at, self._locked = place, now
-        if now - self._locked > self.control.timeout_s:
-            raise self.control.fail(self._deadlocked())
-
-    def _waits_for_us(self, beat: Beat) -> bool:
-        return beat.waits_for == self.control.rank and self.control.waits_for == self.rank
+        if now - self._locked > control.timeout_s:
+            raise control.fail(self._deadlocked())
 
     def _silent(self) -> str:
         where = "" if self._beat is None else f" (it was at step {self._beat.step} of the run)"

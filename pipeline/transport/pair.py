@@ -62,12 +62,10 @@ class Pair:
         """Fill contiguous CPU tensors."""
         self._start(self._post().recv, header, payloads)()
 
-    def _start(
-        self, transfer: Callable[..., dist.Work], header: Sequence[Tensor], payloads: Sequence[Tensor]
-    ) -> Transfer:
+    def _start(self, post: Callable[..., dist.Work], header: Sequence[Tensor], payloads: Sequence[Tensor]) -> Transfer:
         kept = [*header, *payloads]
-        patient = [transfer([tensor], self._peer, 0) for tensor in header]
-        prompt = [transfer([piece], self._peer, 0) for tensor in payloads for piece in _pieces(tensor)]
+        patient = [post([tensor], self._peer, 0) for tensor in header]
+        prompt = [post([piece], self._peer, 0) for tensor in payloads for piece in _pieces(tensor)]
 
         def wait() -> None:
             for works, limit in ((patient, _PATIENCE), (prompt, self._limit)):
