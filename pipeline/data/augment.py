@@ -37,16 +37,12 @@ def augment(
     std: tuple[float, ...],
     generator: torch.Generator,
 ) -> Tensor:
-    """A training batch: random flip, random crop, normalisation, cutout.
+    """A training batch, float32 [N, C, H, W], channels_last: random flip, random crop, normalisation, cutout.
 
     Args:
         images_NHWC: uint8.
-        augmentation: what to do.
         mean, std: per channel, of values scaled to [0, 1].
         generator: on the CPU, so that every kind of device gets the same draws.
-
-    Returns:
-        float32 [N, C, H, W], channels_last.
     """
     count, rows, columns, _ = images_NHWC.shape
     padding, device = augmentation.crop_padding, images_NHWC.device

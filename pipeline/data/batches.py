@@ -121,7 +121,6 @@ class _ImageSplit:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Channels, height, width."""
         rows, columns, channels = self._store.shape
         side = self._loaded.augmentation.crop_to
         return (channels, rows, columns) if side is None else (channels, side, side)
@@ -130,7 +129,6 @@ class _ImageSplit:
         return len(self._store.labels)
 
     def batch(self, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The chosen images and labels."""
         images_NHWC, labels = self._store.take(indices).to(self._device), self._store.labels.index_select(0, indices)
         how, mean, std = self._loaded.augmentation, self._loaded.mean, self._loaded.std
         if self._seed is None:
@@ -138,5 +136,4 @@ class _ImageSplit:
         return augment(images_NHWC, how, mean, std, keyed_generator(self._seed, "augment", step)), labels
 
     def prefetch(self, indices: Tensor) -> None:
-        """Begin to decode, where images are files."""
         self._store.prefetch(indices)

@@ -38,7 +38,6 @@ class FolderImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Rows, columns, channels as stored."""
         return self.side, self.side, 3
 
     def take(self, indices: Tensor) -> Tensor:
@@ -50,7 +49,6 @@ class FolderImages:
         return torch.from_numpy(np.stack([future.result() for future in futures]))
 
     def prefetch(self, indices: Tensor) -> None:
-        """Begin to decode the images that the next `take` will ask for."""
         for future in self._ahead[1]:
             future.cancel()
         wanted = indices.tolist()

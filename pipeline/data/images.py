@@ -43,12 +43,10 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Rows, columns, channels."""
         _, rows, columns, channels = self.images.shape
         return rows, columns, channels
 
     def take(self, indices: Tensor) -> Tensor:
-        """The chosen images."""
         return self.images.index_select(0, indices.to(self.images.device))
 
     def prefetch(self, indices: Tensor) -> None:

@@ -28,14 +28,12 @@ class _TensorSplit:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
         return tuple(self._images.shape[1:])
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def batch(self, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The chosen samples."""
         chosen = indices.to(self._images.device)
         images = _to_float(self._images.index_select(0, chosen).to(self._device))
         return _channels_last(images), self._labels.index_select(0, indices)

@@ -12,14 +12,11 @@ __all__ = ["balance", "cut_segments", "members", "segment_ends", "shares"]
 
 
 def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
-    """Cut `costs` into `stages` consecutive non-empty groups so that the most expensive group is as cheap as can be.
+    """Blocks of each stage: `costs` cut into consecutive non-empty groups, the most expensive as cheap as can be.
 
     Among equals the sum of squares decides, so that the other stages are even too:
 
         costs 4 1 1 4 2, 3 stages   ->   4 1 | 1 4 | 2   (5, 5, 2)   blocks 2, 2, 1
-
-    Returns:
-        Number of blocks of each stage.
     """
     total = [0.0, *accumulate(costs)]
     blocks = len(costs)

@@ -32,10 +32,7 @@ def create_loss(
     """The loss that trains block `index`, its head keyed by (seed, block), or None where the block has none.
 
     Args:
-        config: names the loss.
-        index: of the block in the network.
         shape: of one sample's activation as the loss sees it.
-        classes: number of classes.
         output: whether the block is the output layer.
         segment_end: whether the block ends a segment; only such blocks have a local loss, and all of `glob+X`.
         similarity_head: in place of the configured one.
@@ -64,10 +61,7 @@ class LocalBlock:
 
     Args:
         index: of the block in the network; keys its random numbers.
-        block: the layer.
         loss: the local loss (or the output layer's); None where a later block's loss trains this one.
-        config: seed, optimizer, learning rates.
-        numerics: device and number formats.
         gradient_in: whether a gradient arrives from the next block (from inside its segment).
         gradient_out: whether the block before wants one.
     """

@@ -130,7 +130,6 @@ def create_local_loss(
     Args:
         config: names the loss; for `glob+X` its part X counts.
         shape: of one sample's activation, (C, H, W) or any other, which is then flattened.
-        classes: number of classes.
         similarity_head: what stands before the similarity matrix, where it is not the configured one.
     """
     spec, beta = config.loss_spec, config.beta

@@ -153,17 +153,7 @@ def build_stage(
     index: int,
     numerics: Numerics,
 ) -> Stage:
-    """Build stage `index` of a network cut by `split`, and none of the other blocks.
-
-    Args:
-        config: how the blocks learn.
-        network: all blocks, not built.
-        shapes: of every block.
-        classes: number of classes.
-        split: blocks of each stage.
-        index: of the stage.
-        numerics: device and formats.
-    """
+    """Build stage `index` of a network whose stages have `split` blocks each, and none of the other blocks."""
     own = members(split)[index]
     firsts, lasts = segment_ends(config, shapes)
     blocks = []

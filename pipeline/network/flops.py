@@ -11,15 +11,11 @@ __all__ = ["FlopCounter"]
 
 
 class FlopCounter(TorchDispatchMode):
-    """Sums what runs inside it. torch's `FlopCounterMode` hooks modules, too, and fails where one ends in a view.
-
-    Attributes:
-        flops: so far; a multiply-accumulate is two.
-    """
+    """Sums what runs inside it. torch's `FlopCounterMode` hooks modules, too, and fails where one ends in a view."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch says no types here
-        self.flops = 0
+        self.flops = 0  # so far; a multiply-accumulate is two
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

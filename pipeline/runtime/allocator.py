@@ -20,8 +20,7 @@ _NEVER = -1
 def keep_freed_memory() -> bool:
     """Tell this process's allocator to reuse memory instead of giving it back; it stays so until the process ends.
 
-    Returns:
-        Whether it took the setting; False where the C library is not glibc.
+    Whether it took the setting: False where the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

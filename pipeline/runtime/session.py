@@ -72,9 +72,7 @@ class Session:
     def run(self, feed: Timetable | None, start: Position = Position()) -> None:  # noqa: B008  frozen
         """Work until the stop packet has gone through; raises what `pipeline.train` raises under way.
 
-        Args:
-            feed: of the process that runs the first stage; the others give None.
-            start: where to begin; the stages have the state of a snapshot at this position.
+        Only the process of the first stage gives a feed. The stages have the state of a snapshot at `start`.
         """
         with failures_told(self.control):
             worker = self.begin(feed, start)

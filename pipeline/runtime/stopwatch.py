@@ -38,11 +38,9 @@ class Clock:
 
 
 class Stopwatch:
-    """Times the calls of a process, by the stage they are for.
+    """Times the calls of a process, by the index of the stage they are for.
 
-    Args:
-        stages: indices of the process's stages; the first one waits for input, the last one for output.
-        recorder: takes the spans.
+    The first of its stages waits for input, the last one for output.
     """
 
     def __init__(self, stages: Sequence[int], recorder: Recorder) -> None:

@@ -29,7 +29,6 @@ class Topology:
 
     @property
     def stages(self) -> int:
-        """How many there are."""
         return len(self.split)
 
     def stages_of(self, rank: int) -> list[int]:

@@ -37,13 +37,7 @@ def default_threads(local_world_size: int) -> int:
 
 
 class World:
-    """This process among the others of one run.
-
-    Args:
-        where: rank and counts.
-        config: device, threads, timeout.
-        store: shared by the processes; in one process any store.
-    """
+    """This process among the others of one run, who share `store`; in one process any store will do."""
 
     def __init__(self, where: Environment, config: TrainConfig, store: Store) -> None:
         self.rank, self.size = where.rank, where.world_size

@@ -54,5 +54,4 @@ class Bulk:
         return self._pairs[peer]
 
     def close(self) -> None:
-        """Give the connections back."""
         self._pairs.clear()

@@ -44,14 +44,8 @@ class Control:
     """One process's end of the control channel.
 
     The first failure ends a generation: from then on everybody who waits in it gets that failure. A generation has
-    rounds, one for each run: in a new round every name can be used again.
-
-    Args:
-        store: shared by all processes of the run.
-        rank: of this process.
-        world_size: number of processes.
-        timeout_s: seconds of silence from a peer until it counts as lost.
-        describe: names a process for people.
+    rounds, one for each run: in a new round every name can be used again. All processes share the store; a peer that
+    is silent for `timeout_s` seconds counts as lost; `describe` names a process for people.
 
     Attributes:
         at, waits_for: where the main thread is, and the process whose packet or room it waits for; peers see both.
