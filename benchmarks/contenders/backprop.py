@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.contenders.common import (
+    Mixed,
     Trained,
     build_blocks,
     choose_device,
@@ -30,7 +31,7 @@ def train_backprop(member: Member, config: RunConfig) -> Trained:
     """In one process, with all its threads."""
     device = choose_device(member, config)
     batches = open_batches(config, device)
-    model = nn.Sequential(*build_blocks(describe(config, batches), config.train.seed, device))
+    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device), config, device)
     return _train(member, config, batches, device, model, model)
 
 
@@ -42,7 +43,7 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
     """
     device = choose_device(member, config)
     batches = open_batches(config, device)
-    model = nn.Sequential(*build_blocks(describe(config, batches), config.train.seed, device))
+    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device), config, device)
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
     return _train(member, config, batches, device, replica, model)
 
@@ -54,7 +55,7 @@ def _train(
 
     def step(images: Tensor, labels: Tensor) -> None:
         mine, targets = _part(images, member), _part(labels, member).to(device, non_blocking=True)
-        F.cross_entropy(trained(mine), targets).backward()
+        F.cross_entropy(trained(mine).float(), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import Batches
+from pipeline.learning.numerics import Numerics
 from pipeline.network.blocks import Block
 from pipeline.network.spec import Network, build_block
 from pipeline.network.zoo import named_network
 
 __all__ = [
     "CHEAP_HEAD",
+    "Mixed",
     "Trained",
     "Use",
     "barrier",
@@ -89,6 +91,20 @@ def build_blocks(network: Network, seed: int, device: torch.device) -> list[Bloc
     """All blocks with the weights that the pipeline would start from, in the layout convolutions like."""
     built = [build_block(spec, seed, index) for index, spec in enumerate(network)]
     return [block.to(device).to(memory_format=torch.channels_last) for block in built]
+
+
+class Mixed(nn.Module):
+    """Layers in turn, in the number format of `--precision`; what they give is as wide as the losses want it."""
+
+    def __init__(self, layers: Iterable[nn.Module], config: RunConfig, device: torch.device) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+        self._numerics = Numerics(device, config.train.precision)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self._numerics.autocast():
+            out: Tensor = self.body(x)
+        return out
 
 
 def barrier(member: Member, device: torch.device) -> None:

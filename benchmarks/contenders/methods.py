@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from benchmarks.contenders.backprop import train_backprop, train_ddp
-from benchmarks.contenders.common import Trained, Use
+from benchmarks.contenders.common import Trained, Use, choose_device
 from benchmarks.contenders.reference_style import train_reference_style
 from benchmarks.contenders.schedules import SCHEDULES, train_scheduled
 from benchmarks.harness.crew import Crew, Member
 from pipeline.config.schema import RunConfig, override
+from pipeline.runtime.world import reproducible
 from pipeline.training import Options, run
 
 __all__ = ["Method", "baselines", "train", "train_ours"]
@@ -65,15 +67,15 @@ def train(member: Member, method: Method, config: RunConfig) -> Trained:
     """Run one method in this process of a crew."""
     config = override(config, dict(method.overrides))
     config = replace(config, train=replace(config.train, threads=member.threads))
-    if method.kind in SCHEDULES:
-        return train_scheduled(member, config, method.kind, method.microbatches)
     kinds: dict[str, Callable[[Member, RunConfig], Trained]] = {
         "ours": train_ours,
         "backprop": train_backprop,
         "ddp": train_ddp,
         "reference": train_reference_style,
+        **{name: partial(train_scheduled, name=name, microbatches=method.microbatches) for name in SCHEDULES},
     }
-    return kinds[method.kind](member, config)
+    with reproducible(config.train, member.threads, choose_device(member, config)):  # cuDNN as in runs of ours
+        return kinds[method.kind](member, config)
 
 
 def train_ours(member: Member, config: RunConfig) -> Trained:

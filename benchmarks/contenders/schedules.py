@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.contenders.common import (
+    Mixed,
     Trained,
     build_blocks,
     choose_device,
@@ -28,7 +29,6 @@ from pipeline.data.batches import Batches
 from pipeline.learning.balance import balance, members
 from pipeline.learning.local_block import create_optimizer
 from pipeline.learning.profile import count_costs
-from pipeline.network.blocks import Block
 from pipeline.network.spec import infer_shapes
 
 __all__ = ["SCHEDULES", "train_scheduled"]
@@ -51,16 +51,16 @@ class _Rows(torch.autograd.Function):
         return gradients[0].permute(0, 3, 1, 2)
 
 
-class _Chunk(nn.Module):
+class _Chunk(Mixed):
     """Consecutive blocks. Feature maps travel as NHWC, because gloo takes contiguous tensors only: a view, no copy."""
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*blocks)
-
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.body(x.permute(0, 3, 1, 2) if x.ndim == 4 else x)
+        out = super().forward(x.permute(0, 3, 1, 2) if x.ndim == 4 else x)
         return cast(Tensor, _Rows.apply(out)) if out.ndim == 4 else out
+
+
+def _loss(scores: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(scores.float(), labels)
 
 
 class _Scheduled:
@@ -77,10 +77,12 @@ class _Scheduled:
         self.first, self.last = 0 in self.mine, count - 1 in self.mine
         blocks = build_blocks(self.network, config.train.seed, self.device)
         self.blocks = {index: blocks[index] for chunk in self.mine for index in members(split)[chunk]}
-        chunks = [_Chunk([self.blocks[index] for index in members(split)[chunk]]) for chunk in self.mine]
+        chunks = [
+            _Chunk([self.blocks[index] for index in members(split)[chunk]], config, self.device) for chunk in self.mine
+        ]
         self.optimizers = [create_optimizer(config.train, list(chunk.parameters()), True) for chunk in chunks]
         stages = [Stage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)]
-        self.schedule = create_schedule(name, stages, microbatches, F.cross_entropy)
+        self.schedule = create_schedule(name, stages, microbatches, _loss)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One batch in microbatches, then one update."""
@@ -103,7 +105,7 @@ class _Scheduled:
         for part in parts:
             for index, state in part.items():
                 whole[index].load_state_dict(state)
-        return error_percent(nn.Sequential(*whole), batches.test(), self.device)
+        return error_percent(Mixed(whole, self.config, self.device), batches.test(), self.device)
 
 
 def train_scheduled(member: Member, config: RunConfig, name: str, microbatches: int) -> Trained:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.contenders.common import Trained
+from benchmarks.contenders.common import Mixed, Trained
 from benchmarks.contenders.methods import Method, baselines, train
 from benchmarks.experiments.heads import difference
 from benchmarks.experiments.time_to_accuracy import reached
@@ -40,6 +40,16 @@ def with_one_thread(member: Member, method: Method, config: RunConfig) -> Traine
     return train(replace(member, threads=1), method, config)
 
 
+def test_a_baseline_computes_in_the_precision_of_the_run() -> None:
+    layers, x = [torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)], torch.randn(5, 3)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        mixed = Mixed(layers, override(CONFIG, {"precision": precision}), torch.device("cpu"))
+        out = mixed(x)
+        assert out.dtype == dtype
+        assert torch.equal(out, torch.nn.Sequential(*layers)(x)) == (precision == "fp32")
+        assert {parameter.dtype for parameter in mixed.parameters()} == {torch.float32}
+
+
 @pytest.mark.bench
 @pytest.mark.lowest
 @pytest.mark.usefixtures("forked_crews")
@@ -51,6 +61,9 @@ def test_all_baselines_learn_alike() -> None:
             found[method.label] = (solo if method.processes == 1 else team).call(with_one_thread, method, CONFIG)
         pred = Method("pred", "ours", 2, (("loss", "pred"),)).train(team, CONFIG)
         common = Method("commonly", "reference", 1).train(solo, override(CONFIG, {"loss": "predsim", "epochs": 8}))
+        halves = override(CONFIG, {"precision": "bf16", "epochs": 1, "train_limit": 64, "width": 0.0625})
+        for method in baselines(2, 4):
+            (solo if method.processes == 1 else team).call(with_one_thread, method, halves)
     errors = {label: trained[0].errors for label, trained in found.items()}
     seconds = [trained.seconds for runs in found.values() for trained in runs]
     assert all(len(each) == CONFIG.train.epochs and min(each) > 0 for each in seconds)
