@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.method import Method
-from pipeline.learning.losses import LocalLoss, OutputLoss, create_local_loss
-from pipeline.learning.meter import Meter
+from pipeline.learning.losses import LocalLoss, OutputLoss, Targets, create_local_loss
+from pipeline.learning.meter import Scored
 from pipeline.learning.numerics import Numerics
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.spec import HeadBuilder
@@ -64,6 +64,9 @@ class LocalBlock:
         loss: the local loss (or the output layer's); None where a later block's loss trains this one.
         gradient_in: whether a gradient arrives from the next block (from inside its segment).
         gradient_out: whether the block before wants one.
+
+    Attributes:
+        scored: what the last `update` or `evaluate` made of its batch, where the block has a loss.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class LocalBlock:
         self.index, self.config, self.numerics = index, config, numerics
         self.block, self.loss = numerics.place(block), None if loss is None else numerics.place(loss)
         self.gradient_in, self.gradient_out = gradient_in, gradient_out
-        self.train_meter, self.test_meter = Meter(numerics.device), Meter(numerics.device)
+        self.scored: Scored | None = None
         self.optimizer = create_optimizer(config, [p for _, p in self._named_trainable()], numerics.fused)
         self._x = self._h = self._out = torch.empty(0)
 
@@ -114,11 +117,11 @@ class LocalBlock:
         self._x, self._h, self._out = x, h, out
         return self._handed_on(out)
 
-    def update(self, labels: Tensor, gradient: Tensor | None = None) -> Tensor | None:
+    def update(self, targets: Targets, gradient: Tensor | None = None) -> Tensor | None:
         """Backward inside the block and one optimizer step; frees the activations of `forward`.
 
         Args:
-            labels: int64 [B].
+            targets: of the batch.
             gradient: of the loss of later blocks with respect to what was handed on, if `gradient_in`.
 
         Returns:
@@ -131,8 +134,8 @@ class LocalBlock:
             gradients.append(gradient.to(self._out.dtype))
         if self.loss is not None:
             with self.numerics.autocast():
-                loss, scores = self.loss(self._h, labels)
-            self.train_meter.add(loss, scores, labels)
+                loss, scores = self.loss(self._h, targets)
+            self.scored = Scored(loss.detach(), scores)
             roots.append(loss)
             gradients.append(None)
         torch.autograd.backward(roots, gradients)
@@ -143,13 +146,12 @@ class LocalBlock:
         return None if passed is None else canonical(passed, self.numerics.channels_last)
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, labels: Tensor) -> Tensor:
-        """What the block hands on in evaluation mode; counts its classifier's loss and errors."""
+    def evaluate(self, x: Tensor, targets: Targets) -> Tensor:
+        """What the block hands on in evaluation mode; what its loss makes of the batch is in `scored`."""
         with self.numerics.autocast():
             h = self.block.features(x)
             if self.loss is not None:
-                loss, scores = self.loss(h, labels)
-                self.test_meter.add(loss, scores, labels)
+                self.scored = Scored(*self.loss(h, targets))
             return self._handed_on(self.block.hand_on(h))
 
     def _handed_on(self, out: Tensor) -> Tensor:
@@ -170,13 +172,8 @@ class LocalBlock:
                     state[f"{self.index}.optimizer.{name}.{key}"] = torch.as_tensor(value)
         return state
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """`full_state`, and what has been counted of the epoch under way."""
-        meters = {"train": self.train_meter, "test": self.test_meter}
-        return self.full_state() | {f"{self.index}.meter.{name}": meter.state() for name, meter in meters.items()}
-
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy this block's part out of a `state_dict`; the memory layout stays the block's own."""
+        """Copy this block's part out of a stage's `state_dict`; the memory layout stays the block's own."""
         own = {n.removeprefix(f"{self.index}."): t for n, t in state.items() if n.startswith(f"{self.index}.")}
         self.block.load_state_dict({name: own[name] for name in self.block.state_dict()})
         if self.loss is not None:
@@ -185,8 +182,6 @@ class LocalBlock:
             prefix = f"optimizer.{name}."
             found = {key.removeprefix(prefix): t for key, t in own.items() if key.startswith(prefix)}
             self.optimizer.state[parameter] = {key: _like(parameter, tensor) for key, tensor in found.items()}
-        self.train_meter.load(own["meter.train"])
-        self.test_meter.load(own["meter.test"])
 
     def parameters(self) -> int:
         """Parameters of the inference network in this block."""

@@ -15,7 +15,7 @@ from pipeline.learning.heads import SIMILARITY_HEADS, FeedbackLinear, decoder_po
 from pipeline.learning.ops import spatial_std
 from pipeline.network.spec import HeadBuilder
 
-__all__ = ["LocalLoss", "OutputLoss", "create_local_loss", "similarity_matrix"]
+__all__ = ["LocalLoss", "OutputLoss", "Targets", "create_local_loss", "similarity_matrix"]
 
 
 def similarity_matrix(h: Tensor) -> Tensor:
@@ -36,6 +36,29 @@ def similarity_matrix(h: Tensor) -> Tensor:
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """The number format that losses are computed in: half precisions go up to float32, wider ones stay."""
     return torch.promote_types(dtype, torch.float32)
+
+
+class Targets:
+    """The labels of a batch, int64 [B], and what losses compare with: worked out once for all blocks of a stage."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self._onehot: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._similarities: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def onehot(self, classes: int, dtype: torch.dtype) -> Tensor:
+        """[B, K]."""
+        key = (classes, dtype)
+        if key not in self._onehot:
+            self._onehot[key] = F.one_hot(self.labels, classes).to(dtype)
+        return self._onehot[key]
+
+    def similarities(self, classes: int, dtype: torch.dtype) -> Tensor:
+        """Similarity matrix of the one-hot labels, [B, B]."""
+        key = (classes, dtype)
+        if key not in self._similarities:
+            self._similarities[key] = similarity_matrix(self.onehot(classes, dtype))
+        return self._similarities[key]
 
 
 class LocalLoss(nn.Module):
@@ -63,43 +86,48 @@ class LocalLoss(nn.Module):
         self.decoder, self.similarity, self.pool = decoder, similarity, pool
         self.register_buffer("projection", projection)  # [P, K]
 
-    def forward(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, h: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """Loss of a batch and, where the block has a classifier, its class scores.
 
         Args:
             h: activation of the block before dropout and pooling, [B, C, H, W] or [B, F].
-            labels: class indices, int64 [B].
+            targets: of the batch.
 
         Returns:
             Scalar loss (float32) and class scores [B, K] without gradient, or None.
         """
-        onehot = F.one_hot(labels, self.classes).to(_wide(h.dtype))
-        targets = onehot if self.projection is None else onehot @ self.projection.T
+        dtype = _wide(h.dtype)
+        projected = None
+        if self.projection is not None:
+            projected = targets.onehot(self.classes, dtype) @ self.projection.T
         loss, scores = None, None
         if self.decoder is not None:
-            loss, scores = self._predict(self.decoder, h, labels, targets)
+            loss, scores = self._predict(self.decoder, h, targets.labels, projected)
         if self.similarity is not None:
-            matching = self._match(self.similarity, h, targets)
+            wanted = targets.similarities(self.classes, dtype) if projected is None else similarity_matrix(projected)
+            matching = self._match(self.similarity, h, wanted)
             loss = matching if loss is None else (1 - self.beta) * loss + self.beta * matching
         assert loss is not None
         return loss, scores
 
-    def _predict(self, decoder: nn.Module, h: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(
+        self, decoder: nn.Module, h: Tensor, labels: Tensor, projected: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the local classifier; binary cross-entropy against the binarised targets in -bio."""
         outputs = decoder(self.pool(h).flatten(1))
         outputs = outputs.to(_wide(outputs.dtype))
-        if self.projection is None:
+        if projected is None or self.projection is None:
             return F.cross_entropy(outputs, labels), outputs.detach()
-        loss = F.binary_cross_entropy_with_logits(outputs, (targets > 0).to(outputs.dtype))
+        loss = F.binary_cross_entropy_with_logits(outputs, (projected > 0).to(outputs.dtype))
         # The binary cross-entropy against the code of class k is, up to a term without k, minus this product.
         codes = (self.projection > 0).to(outputs.dtype)  # [P, K]: column k is the code of class k
         return loss, outputs.detach() @ codes
 
-    def _match(self, similarity: nn.Module, h: Tensor, targets: Tensor) -> Tensor:
+    def _match(self, similarity: nn.Module, h: Tensor, wanted: Tensor) -> Tensor:
         """Mean squared difference of the B x B similarity matrices of features and targets (equation 3)."""
         features = similarity(h)
         features = features.to(_wide(features.dtype))
-        return F.mse_loss(similarity_matrix(features), similarity_matrix(targets))
+        return F.mse_loss(similarity_matrix(features), wanted)
 
 
 class OutputLoss(nn.Module):
@@ -109,10 +137,10 @@ class OutputLoss(nn.Module):
         super().__init__()
         self.scale = scale
 
-    def forward(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Loss of a batch and the class scores without gradient; h is [B, K], labels are int64 [B]."""
+    def forward(self, h: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+        """Loss of a batch and the class scores without gradient; h is [B, K]."""
         scores = h.to(_wide(h.dtype))
-        return F.cross_entropy(scores, labels) * self.scale, scores.detach()
+        return F.cross_entropy(scores, targets.labels) * self.scale, scores.detach()
 
 
 def _classifier(features: int, classes: int) -> nn.Linear:

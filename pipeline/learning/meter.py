@@ -2,58 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from pipeline.learning.scores import BlockScore
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "Scored"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a block made of a batch, without gradient: the mean loss, a scalar, and class scores [B, K] or None."""
+
+    loss: Tensor
+    scores: Tensor | None
 
 
 class Meter:
-    """Sums of loss and errors on the device; nothing waits for the device until they are read."""
+    """Sums over batches for all blocks of a stage that have a loss, in a handful of kernels a batch.
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss times samples, wrong samples
+    Args:
+        blocks: their indices in the network.
+        device: where they are counted.
+    """
+
+    def __init__(self, blocks: Sequence[int], device: torch.device) -> None:
+        self.blocks = tuple(blocks)
+        # of each block: loss times samples, wrong samples
+        self.sums = torch.zeros(len(self.blocks), 2, dtype=torch.float64, device=device)
         self.samples = 0
-        self._has_errors = False
+        self._has_errors = [False] * len(self.blocks)
         self._snapshot: tuple[Tensor, int] | None = None
 
-    def add(self, loss: Tensor, scores: Tensor | None, labels: Tensor) -> None:
-        """Count one batch: scalar mean loss, class scores [B, K] or None, labels [B]."""
-        batch = labels.shape[0]
-        self.samples += batch
-        self.sums[0].add_(loss.detach(), alpha=batch)
-        if scores is not None:
-            self._has_errors = True
-            self.sums[1].add_((scores.argmax(1) != labels).sum())
+    def add(self, found: Sequence[Scored], labels: Tensor) -> None:
+        """Count one batch, in the order of `blocks`; labels are [B]."""
+        if not found:
+            return
+        samples = labels.shape[0]
+        self.samples += samples
+        self.sums[:, 0].add_(torch.stack([one.loss for one in found]), alpha=samples)
+        rows = [row for row, one in enumerate(found) if one.scores is not None]
+        if rows:
+            wrong = (_predictions([one.scores for one in found if one.scores is not None]) != labels).sum(1)
+            for row, count in [(slice(None), wrong)] if len(rows) == len(found) else zip(rows, wrong, strict=True):
+                self.sums[row, 1].add_(count)
+        for row in rows:
+            self._has_errors[row] = True
 
-    def read(self, block: int, *, reset: bool) -> BlockScore:
-        """Means so far. With `reset` exact, waiting for the device, and counted anew from now on; else at the last
-        look, without waiting: a GPU's sums are copied while it works on."""
+    def read(self, *, reset: bool) -> dict[int, BlockScore]:
+        """Means so far, by block. With `reset` exact, waiting for the device, and counted anew from now on; else at
+        the last look, without waiting: a GPU's sums are copied while it works on."""
         if reset:
-            score = self._mean(block, self.sums, self.samples)
+            scores = self._means(self.sums, self.samples)
             # A fresh tensor, so that a copy under way of the old one stays right.
             self.sums, self.samples, self._snapshot = torch.zeros_like(self.sums), 0, None
-            return score
+            return scores
         if self.sums.device.type == "cpu":
-            return self._mean(block, self.sums, self.samples)
+            return self._means(self.sums, self.samples)
         previous = self._snapshot
-        host = torch.empty(2, dtype=torch.float64, pin_memory=True)
+        host = torch.empty(self.sums.shape, dtype=torch.float64, pin_memory=True)
         self._snapshot = (host.copy_(self.sums, non_blocking=True), self.samples)
-        return BlockScore(block, None, None) if previous is None else self._mean(block, *previous)
+        return {} if previous is None else self._means(*previous)
 
-    def state(self) -> Tensor:
-        """All of it, float64 [4]."""
-        return torch.cat([self.sums, self.sums.new_tensor([self.samples, self._has_errors])])
+    def state(self) -> dict[int, Tensor]:
+        """All that is known of each block, float64 [4]."""
+        known = [self.sums.new_tensor([self.samples, errors]) for errors in self._has_errors]
+        return {block: torch.cat(parts) for block, *parts in zip(self.blocks, self.sums, known, strict=True)}
 
-    def load(self, state: Tensor) -> None:
+    def load(self, state: Mapping[int, Tensor]) -> None:
         """Go on from a `state`."""
-        self.sums = state[:2].to(self.sums.device, copy=True)
-        self.samples, self._has_errors, self._snapshot = int(state[2]), bool(state[3]), None
+        if not self.blocks:
+            return
+        mine = torch.stack([state[block] for block in self.blocks])
+        self.sums = mine[:, :2].to(self.sums.device, copy=True)
+        self.samples, self._has_errors, self._snapshot = int(mine[0, 2]), mine[:, 3].bool().tolist(), None
 
-    def _mean(self, block: int, sums: Tensor, samples: int) -> BlockScore:
+    def _means(self, sums: Tensor, samples: int) -> dict[int, BlockScore]:
         if samples == 0:
-            return BlockScore(block, None, None)
-        loss, wrong = sums.tolist()
-        return BlockScore(block, loss / samples, 100.0 * wrong / samples if self._has_errors else None)
+            return {}
+        return {
+            block: BlockScore(block, loss / samples, 100.0 * wrong / samples if has_errors else None)
+            for block, (loss, wrong), has_errors in zip(self.blocks, sums.tolist(), self._has_errors, strict=True)
+        }
+
+
+def _predictions(scores: Sequence[Tensor]) -> Tensor:
+    """Best classes [blocks, B]; an output layer may have more scores than the data has classes."""
+    if len({each.shape for each in scores}) == 1:
+        return torch.stack(list(scores)).argmax(2)
+    return torch.stack([each.argmax(1) for each in scores])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.local_block import LocalBlock
+from pipeline.learning.losses import Targets
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import canonical
@@ -93,7 +94,7 @@ def _copied(
 def _train(block: LocalBlock, x: Tensor, labels: Tensor) -> None:
     """One step, with a gradient from the next block where one would come."""
     handed_on = block.forward(x, 0)
-    block.update(labels, torch.ones_like(handed_on) if block.gradient_in else None)
+    block.update(Targets(labels), torch.ones_like(handed_on) if block.gradient_in else None)
 
 
 def _time(block: LocalBlock, shape: BlockShape, classes: int, deadline: float) -> float:

@@ -11,6 +11,8 @@ from torch import Tensor
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.balance import members, segment_ends
 from pipeline.learning.local_block import LocalBlock, create_loss
+from pipeline.learning.losses import Targets
+from pipeline.learning.meter import Meter
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Packet, Signature, TensorSpec, labelled
 from pipeline.learning.scores import BlockScore
@@ -78,7 +80,9 @@ class Stage:
         self.numerics = self.blocks[0].numerics
         self.device = self.numerics.device
         self.takes, self.gives = (labelled(TensorSpec(shape, self.numerics.dtype)) for shape in (inputs, outputs))
-        self._labels = torch.empty(0, dtype=torch.int64)
+        self._targets = Targets(torch.empty(0, dtype=torch.int64))
+        scored = [block.index for block in blocks if block.loss is not None]
+        self._meters = {kind: Meter(scored, self.device) for kind in ("train", "test")}
         self._training = True
         self._epoch = 0
 
@@ -92,7 +96,8 @@ class Stage:
         if gradient is not None:
             gradient = canonical(gradient.to(self.numerics.dtype), self.numerics.channels_last)
         for block in reversed(self.blocks):
-            gradient = block.update(self._labels, gradient)
+            gradient = block.update(self._targets, gradient)
+        self._count("train")
         return gradient
 
     def step(self, packet: Packet) -> Packet:
@@ -104,13 +109,15 @@ class Stage:
             if not block.gradient_in:
                 gradient: Tensor | None = None
                 while segment:
-                    gradient = segment.pop().update(self._labels, gradient)
+                    gradient = segment.pop().update(self._targets, gradient)
+        self._count("train")
         return packet.with_x(x)
 
     def evaluate(self, packet: Packet) -> Packet:
         x = self._enter(packet, training=False)
         for block in self.blocks:
-            x = block.evaluate(x, self._labels)
+            x = block.evaluate(x, self._targets)
+        self._count("test")
         return packet.with_x(x)
 
     def _enter(self, packet: Packet, *, training: bool) -> Tensor:
@@ -123,25 +130,37 @@ class Stage:
             self._epoch = packet.at.epoch
             for block in self.blocks:
                 block.set_learning_rate(self.config.learning_rate(self._epoch))
-        self._labels = packet.labels.to(self.device, non_blocking=True)
+        self._targets = Targets(packet.labels.to(self.device, non_blocking=True))
         x = packet.x.to(self.device, self.numerics.dtype, non_blocking=True)
         return canonical(x, self.numerics.channels_last)
 
+    def _count(self, kind: str) -> None:
+        """What all blocks made of the batch, at once."""
+        self._meters[kind].add([b.scored for b in self.blocks if b.scored is not None], self._targets.labels)
+        for block in self.blocks:
+            block.scored = None
+
     def scores(self, *, reset: bool) -> tuple[Scores, Scores]:
-        return tuple(b.train_meter.read(b.index, reset=reset) for b in self.blocks), tuple(
-            b.test_meter.read(b.index, reset=reset) for b in self.blocks
-        )
+        train, test = (self._meters[kind].read(reset=reset) for kind in ("train", "test"))
+        return self._of_all(train), self._of_all(test)
+
+    def _of_all(self, found: Mapping[int, BlockScore]) -> Scores:
+        return tuple(found.get(block.index, BlockScore(block.index, None, None)) for block in self.blocks)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: tensor for block in self.blocks for name, tensor in block.state_dict().items()}
+        state = {name: tensor for block in self.blocks for name, tensor in block.full_state().items()}
+        counted = {f"{i}.meter.{kind}": t for kind, meter in self._meters.items() for i, t in meter.state().items()}
+        return state | counted
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for block in self.blocks:
             block.load_state_dict(state)
+        for kind, meter in self._meters.items():
+            meter.load({index: state[f"{index}.meter.{kind}"] for index in meter.blocks})
 
 
 def build_stage(

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contenders.heads import CANDIDATES, with_head
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.heads import SIMILARITY_HEADS, AveragePool, FeedbackLinear, decoder_pool
-from pipeline.learning.losses import LocalLoss, create_local_loss
+from pipeline.learning.losses import LocalLoss, Targets, create_local_loss
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.spec import infer_shapes
@@ -110,7 +110,7 @@ def test_every_similarity_head_learns(name: str, shape: tuple[int, ...]) -> None
     assert loss.similarity is not None
     maps = loss.similarity(h.detach())
     assert len(shape) != 3 or shape[1] < 2 or maps.shape[2] >= 2, "a spatial deviation needs two rows"
-    value, _ = loss(h, labels)
+    value, _ = loss(h, Targets(labels))
     value.backward()
     assert h.grad is not None and torch.isfinite(h.grad).all() and h.grad.abs().sum() > 0
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.similarity.parameters())

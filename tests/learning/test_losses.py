@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.heads import FeedbackLinear
-from pipeline.learning.losses import LocalLoss, OutputLoss, create_local_loss, similarity_matrix
+from pipeline.learning.losses import LocalLoss, OutputLoss, Targets, create_local_loss, similarity_matrix
 from tests.support.activations import random_batch
 
 LOCAL = ("pred", "sim", "predsim", "pred-bio", "sim-bio", "predsim-bio")
@@ -49,7 +49,7 @@ def test_predsim_weighs_similarity_by_beta() -> None:
     matching = F.mse_loss(
         similarity_matrix(loss.similarity(h)), similarity_matrix(F.one_hot(labels, loss.classes).float())
     )
-    total, seen = loss(h, labels)
+    total, seen = loss(h, Targets(labels))
     torch.testing.assert_close(total, 0.3 * F.cross_entropy(scores, labels) + 0.7 * matching)
     torch.testing.assert_close(seen, scores.detach())
 
@@ -63,7 +63,7 @@ def test_classifiers_start_with_zero_weights_and_random_bias() -> None:
 def test_prediction_gives_the_block_no_gradient_on_the_first_step() -> None:
     loss = make("pred", (12,))
     h, labels = random_batch((12,))
-    loss(h, labels)[0].backward()
+    loss(h, Targets(labels))[0].backward()
     assert h.grad is not None and not h.grad.any()
 
 
@@ -71,8 +71,9 @@ def test_bio_prediction_is_binary_cross_entropy_against_the_binarised_projection
     loss = make("pred-bio", (12,))
     h, labels = random_batch((12,))
     assert loss.projection is not None and loss.decoder is not None
-    targets = (loss.projection.T[labels] > 0).float()
-    torch.testing.assert_close(loss(h, labels)[0], F.binary_cross_entropy_with_logits(loss.decoder(h), targets))
+    codes = (loss.projection.T[labels] > 0).float()
+    value, _ = loss(h, Targets(labels))
+    torch.testing.assert_close(value, F.binary_cross_entropy_with_logits(loss.decoder(h), codes))
 
 
 def test_bio_prediction_decodes_to_the_class_whose_code_fits_best() -> None:
@@ -88,7 +89,7 @@ def test_bio_prediction_decodes_to_the_class_whose_code_fits_best() -> None:
             for code in codes
         ]
     )
-    scores = loss(h, labels)[1]
+    scores = loss(h, Targets(labels))[1]
     assert scores is not None
     assert torch.equal(scores.argmax(1), fits.argmin(0))
 
@@ -112,7 +113,7 @@ def test_edge_cases_give_finite_values_and_gradients(name: str, shape: tuple[int
             h[:] = torch.arange(6.0).view(6, *[1] * len(shape))
         elif case == "one class":
             labels[:] = 3
-    value, _ = loss(h, labels)
+    value, _ = loss(h, Targets(labels))
     value.backward()
     assert value.isfinite()
     assert h.grad is not None and h.grad.isfinite().all()
@@ -121,4 +122,4 @@ def test_edge_cases_give_finite_values_and_gradients(name: str, shape: tuple[int
 
 def test_the_output_loss_carries_its_scale() -> None:
     scores, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    torch.testing.assert_close(OutputLoss(0.25)(scores, labels)[0], 0.25 * F.cross_entropy(scores, labels))
+    torch.testing.assert_close(OutputLoss(0.25)(scores, Targets(labels))[0], 0.25 * F.cross_entropy(scores, labels))

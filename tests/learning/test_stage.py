@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from pipeline.config.catalog import LOSSES
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.balance import cut_segments
+from pipeline.learning.losses import similarity_matrix
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
@@ -199,6 +201,18 @@ def test_meters_count_losses_and_errors() -> None:
     scores = stage.scores(reset=True)[1]
     assert all(score.loss is not None for score in scores)
     assert [score.error_percent is None for score in scores] == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("loss", ["pred", "predsim", "glob+sim"])
+def test_what_losses_compare_with_is_worked_out_once_a_batch(loss: str) -> None:
+    (stage,) = stages(config(loss), (6,))
+    with (
+        patch("torch.nn.functional.one_hot", wraps=torch.nn.functional.one_hot) as one_hot,
+        patch("pipeline.learning.losses.similarity_matrix", wraps=similarity_matrix) as matrix,
+    ):
+        stage.step(batch(0))
+    matrices = 6 if stage.config.loss_spec.similarity else 0  # of the features of five blocks, and of the labels
+    assert (one_hot.call_count, matrix.call_count) == (1 if matrices else 0, matrices)
 
 
 def test_a_stage_goes_on_from_a_copy_of_its_state_to_the_same_bits() -> None:
