@@ -3,6 +3,7 @@
 python -m benchmarks list
 python -m benchmarks tables                 what README.md and benchmarks/README.md quote of the kept results
 python -m benchmarks NAME [--quick] [--data-dir DIR] [--output DIR]
+python -m benchmarks throughput --processes K
 """
 
 from __future__ import annotations
@@ -57,16 +58,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     run: Callable[..., Result] = importlib.import_module(_module(options.name)).run
-    data = {"data_dir": options.data_dir} if options.name in _WITH_DATA else {}
+    given: dict[str, object] = {"data_dir": options.data_dir} if options.name in _WITH_DATA else {}
     command = f"python -m benchmarks {options.name}" + (" --quick" if options.quick else "")
+    if options.processes is not None:
+        mistake = _mistake(options)
+        if mistake:
+            print(f"error: {mistake}", file=sys.stderr)
+            return 2
+        given["count"] = options.processes
+        command += f" --processes {options.processes}"
     folder = options.output or (_QUICK if options.quick else _RESULTS)
     try:
-        result = run(options.quick, **data)
+        result = run(options.quick, **given)
     except (CrewError, PipelineError) as error:
         print(f"error: {options.name} ended early: {error}", file=sys.stderr)
         return 1
     print(publish(options.name, command, result, folder))
     return 0
+
+
+def _mistake(options: argparse.Namespace) -> str | None:
+    """What is wrong with `--processes`; None if nothing is."""
+    if options.name != "throughput":
+        return f"--processes is for throughput, not for {options.name}"
+    from benchmarks.experiments.throughput import MOST_PROCESSES
+
+    if 2 <= options.processes <= MOST_PROCESSES:
+        return None
+    return f"--processes is {options.processes}; give a whole number from 2 to {MOST_PROCESSES}"
 
 
 def _module(name: str) -> str:
@@ -78,6 +97,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", metavar="NAME", help=f"list, tables, or one of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--quick", action="store_true", help="a rough figure within minutes")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="root in torchvision's layout (./data)")
+    parser.add_argument("--processes", type=int, metavar="K", help="of throughput's pipelines (2; one a GPU)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for NAME.json and NAME.png")
     return parser.parse_args(arguments)
 

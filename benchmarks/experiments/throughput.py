@@ -14,19 +14,22 @@ import torch
 
 from benchmarks.contenders.common import CHEAP_HEAD, Trained, Use, processes
 from benchmarks.contenders.methods import Method, baselines
+from benchmarks.contenders.torch_schedules import CHUNKS
 from benchmarks.harness.crew import Crew, Member, cores
 from benchmarks.harness.figures import Figure, ratio, summarize
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_least, at_most, bars
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 
-__all__ = ["run"]
+__all__ = ["MOST_PROCESSES", "run"]
 
 _LOSSES = {
     "pred": (("loss", "pred"),),
     "predsim": (("loss", "predsim"),),
     "predsim, cheap head": (("loss", "predsim"), ("similarity_head", CHEAP_HEAD)),
 }
+_NETWORKS = ("vgg8b", "vgg19")  # the first one with a block for every chunk of every schedule
+MOST_PROCESSES = ModelConfig(model=_NETWORKS[-1]).blocks // max(CHUNKS.values())
 _ONE, _BLOCK, _GROUP = "one process", "pipeline", "pipeline, a loss a stage"
 _REFERENCE = "backprop, one process"
 
@@ -49,10 +52,10 @@ _FULL = _Size(width=1.0, batch=32, microbatches=4, steps=3, rounds=5)
 _QUICK = _Size(width=0.125, batch=32, microbatches=4, steps=3, rounds=3)
 
 
-def run(quick: bool) -> Result:
-    """Measure vgg8b on synthetic images of 32x32x3."""
-    size, count = (_QUICK if quick else _FULL), processes()
-    config, methods = _config(size), _methods(count, size.microbatches)
+def run(quick: bool, count: int | None = None) -> Result:
+    """Measure vgg8b on synthetic images of 32x32x3, or vgg19 where `count` processes need more blocks."""
+    size, count = (_QUICK if quick else _FULL), count or processes()
+    config, methods = _config(size, count), _methods(count, max(size.microbatches, count))
     with Crew(1) as solo, Crew(count) as team:
         crews = {1: solo, count: team}
         splits = {method: _split(method.train(crews[method.processes], _for(method, config))) for method in methods}
@@ -64,16 +67,17 @@ def run(quick: bool) -> Result:
             uses[method].append(trained[0].stages)
     looked_at = [method for method in methods if method.label in _LOOKED_AT][: 2 if quick else None]
     memory = {method: _peak_memory(method, _for(method, config, splits[method])) for method in looked_at}
-    rows = [_row(method, seconds, size) for method in methods]
+    rows = [_row(method, seconds, size, config.model.model) for method in methods]
     stages = [row for method in methods for row in _stage_rows(method, uses[method], memory.get(method, []), size)]
     return Result([*rows, *stages], _targets(seconds), bars("samples_per_second", rows))
 
 
-def _config(size: _Size) -> RunConfig:
+def _config(size: _Size, count: int) -> RunConfig:
+    model = next(name for name in _NETWORKS if ModelConfig(model=name).blocks >= count * max(CHUNKS.values()))
     # A test sample is needed, because the last epoch is always evaluated; it lies outside the clock.
     data = DataConfig(dataset="synthetic", train_limit=size.batch * size.steps, test_limit=size.batch)
     train = TrainConfig(batch_size=size.batch, decoder_dim=2048, epochs=2, eval_every=2)
-    return RunConfig(data=data, model=ModelConfig(model="vgg8b", width=size.width), train=train)
+    return RunConfig(data=data, model=ModelConfig(model=model, width=size.width), train=train)
 
 
 def _methods(count: int, microbatches: int) -> list[Method]:
@@ -99,7 +103,7 @@ def _split(trained: Sequence[Trained]) -> tuple[int, ...] | None:
     return tuple(len(stage.blocks) for stage in stages) if len(stages) > 1 else None
 
 
-def _row(method: Method, seconds: dict[Method, list[float]], size: _Size) -> Row:
+def _row(method: Method, seconds: dict[Method, list[float]], size: _Size, model: str) -> Row:
     reference = next(taken for other, taken in seconds.items() if other.label == _REFERENCE)
     figures = {
         "samples_per_second": summarize([size.batch / one for one in seconds[method]]),
@@ -107,7 +111,7 @@ def _row(method: Method, seconds: dict[Method, list[float]], size: _Size) -> Row
         "speed_ratio_to_backprop": ratio(reference, seconds[method]),
     }
     settings = {"processes": method.processes, "threads": max(1, len(cores()) // method.processes)}
-    return Row(method.label, settings | {"model": "vgg8b", "width": size.width, "batch": size.batch}, figures)
+    return Row(method.label, settings | {"model": model, "width": size.width, "batch": size.batch}, figures)
 
 
 def _stage_rows(

@@ -29,6 +29,21 @@ def test_unknown_experiment_is_one_line_and_status_2(capsys: pytest.CaptureFixtu
     assert error.startswith("error: there is no experiment 'speed'; choose") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["queue", "--processes", "4"], "--processes is for throughput, not for queue"),
+        (["throughput", "--processes", "1"], "--processes is 1; give a whole number from 2 to 9"),
+        (["throughput", "--processes", "10"], "--processes is 10; give a whole number from 2 to 9"),
+    ],
+)
+def test_a_wrong_number_of_processes_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
 def test_figures_are_median_least_greatest_and_count() -> None:
     figure = summarize([3.0, 1.0, 2.0, 10.0])
     assert (figure.median, figure.minimum, figure.maximum, figure.n) == (2.5, 1.0, 10.0, 4)
