@@ -27,8 +27,9 @@ from pipeline.report.display import Display, create_display
 from pipeline.report.gather import gather_plan, gather_summary, gather_trace, report_plan, report_summary
 from pipeline.report.records import EpochRecord, Summary
 from pipeline.report.run_folder import RunFolder
-from pipeline.runtime.agreement import SIZES, NetworkFactory, Sizes, agree_on_layout, check_same_configuration
+from pipeline.runtime.agreement import SIZES, Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration
 from pipeline.runtime.checkpoint import collect_state, digest
+from pipeline.runtime.cores import staying_on
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.feed import Feed
 from pipeline.runtime.session import Session
@@ -166,9 +167,10 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
     control, config, numerics = world.control, job.config, Numerics(device, job.config.precision)
     control.together("configuration", lambda: check_same_configuration(control, config))
     folder, batches, sizes = _open(job, options, world, device)
-    layout = agree_on_layout(control, config, job.network, sizes, numerics)
+    layout = agree_on_layout(control, config, job.network, sizes, numerics, world.seat)
     split, topology = layout.split, Topology.over(layout.split, world.size)
-    config = replace(config, segments=layout.segments, split=split, stages=len(split), threads=world.threads)
+    config = replace(config, segments=layout.segments, split=split, stages=len(split), threads=_threads(layout))
+    torch.set_num_threads(layout.threads[world.rank])
     if folder is not None:
         folder.write_config(to_toml(job.effective(config)))
     world.bulk.from_first(_state(job.given))
@@ -177,14 +179,15 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
         for index in topology.stages_of(world.rank)
     ]
     links = world.links(device)
-    report_plan(control, stages, layout, world.threads)
+    report_plan(control, stages, layout)
     plan = None
     if world.rank == 0:
         plan = gather_plan(control, config, topology, sizes, links.transport, dataset=job.dataset, model=job.model)
         display.start(plan)
     collector = Collector(config, display, folder)
     recorder = Recorder(enabled=options.trace is not None, synchronize=stages[0].synchronize)
-    with Session(stages, topology, config, control, links, collector, recorder) as session:
+    session = Session(stages, topology, config, control, links, collector, recorder)
+    with staying_on(layout.cores), session:
         session.run(None if batches is None else Feed(batches, config))
     weights, state_sha256 = collect_state(stages, topology, world.bulk)
     note = gather_trace(control, recorder, plan, options.trace)
@@ -219,6 +222,11 @@ def _open(
     if batches is not None:
         mine = Sizes(tuple(batches.shape), batches.classes, batches.train_samples, batches.steps_per_epoch)
     return folder, batches, SIZES.share(world.control, mine)
+
+
+def _threads(layout: Layout) -> tuple[int, ...] | int:
+    """As `--threads` takes them."""
+    return layout.threads[0] if len(set(layout.threads)) == 1 else layout.threads
 
 
 def _state(blocks: Sequence[Block]) -> dict[str, Tensor]:

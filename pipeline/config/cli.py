@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from pipeline.config.data import DataConfig
@@ -95,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for f, told in described(*parts):
             kind = str(f.type)
-            reader = _KINDS.get(kind) or _KINDS[kind.removesuffix(" | None")]
+            if kind == "tuple[int, ...] | int | None":
+                nothing = told.given.partition(",")[0]  # the word for None comes first
+                reader: Mapping[str, Any] = {"type": _reader(partial(_counts, nothing=nothing), f"not {told.given}")}
+            else:
+                reader = _KINDS.get(kind) or _KINDS[kind.removesuffix(" | None")]
             value = {"metavar": told.metavar} if told.metavar else {}
             group.add_argument(flag_name(f.name), **{"help": told.help, **value, **reader})
     return parser
@@ -117,8 +122,8 @@ def _split(text: str) -> tuple[int, ...] | None:
     return None if text == "auto" else tuple(int(part) for part in text.split(","))
 
 
-def _segments(text: str) -> tuple[int, ...] | int | None:
-    if text == "block":
+def _counts(text: str, nothing: str) -> tuple[int, ...] | int | None:
+    if text == nothing:
         return None
     return _split(text) if "," in text else int(text)
 
@@ -133,7 +138,4 @@ _KINDS: Mapping[str, Mapping[str, Any]] = {
     "float": {"type": _reader(float, "not a number")},
     "tuple[int, ...]": {"type": _WHOLE, "nargs": "+"},
     "tuple[int, ...] | None": {"type": _reader(_split, "neither auto nor block counts such as 3,2,2,1")},
-    "tuple[int, ...] | int | None": {
-        "type": _reader(_segments, "neither block, nor a number of segments, nor block counts such as 3,3,2")
-    },
 }

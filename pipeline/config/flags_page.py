@@ -14,7 +14,7 @@ _OPENING = f"""# Flags
 
 {EPILOG} A flag overrides what a recipe or a
 `config.toml` says, and these override the defaults. Numbers must be finite; zero never means "all" or "auto".
-To compare runs bit by bit give `--threads`, since its default follows the number of processes and sums depend on it.
+To compare runs bit by bit give `--threads`, since its default follows cores and costs, and sums depend on it.
 
 This page is printed by `python -m pipeline.config.flags_page`.
 """

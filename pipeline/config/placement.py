@@ -28,8 +28,14 @@ class Placement:
     queue_depth: int = option(4, "packets sent and not yet taken between two stages, both ends together", Bounds(1))
     device: str = option("auto", "device of every process", given="auto, cpu, cuda, cuda:N")
     deterministic: bool = option(False, "the same bits on a GPU too")
-    threads: int | None = option(
-        None, "CPU threads of each process", Bounds(1, 1024), shown="cores / processes on this host"
+    threads: tuple[int, ...] | int | None = option(
+        None,
+        "CPU threads of each process",
+        shown="auto: cores by cost",
+        metavar="N",
+        given="auto, a number of at most 1024, or one a process, such as 3,1",
+        doc="CPU threads of each process, or one number a process; with `auto` the processes of a host share its "
+        "cores in proportion to what their stages cost, and keep to them",
     )
     wire: str = option(
         "auto",
@@ -47,6 +53,7 @@ class Placement:
         name, _, number = self.device.partition(":")
         if self.device not in ("auto", "cpu", "cuda") and not (name == "cuda" and number.isdecimal()):
             raise ConfigError(f"--device is {self.device!r}; choose auto, cpu, cuda or cuda:N")
+        self._check_threads()
         if self.split is None:
             return
         split = tuple(self.split)  # TOML gives a list
@@ -59,6 +66,30 @@ class Placement:
             raise ConfigError(
                 f"--split {joined(split)} makes {len(split)} stages, but --stages is {self.stages}; drop one of them"
             )
+
+    def _check_threads(self) -> None:
+        if self.threads is None:
+            return
+        if not isinstance(self.threads, int):  # TOML gives a list
+            object.__setattr__(self, "threads", tuple(self.threads))
+        counts = (self.threads,) if isinstance(self.threads, int) else self.threads
+        if not counts or any(not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 1024 for n in counts):
+            text = joined(counts) or "()"
+            raise ConfigError(
+                f"--threads is {text}; give auto, a whole number at least 1 and at most 1024, or one a process, such "
+                "as 3,1"
+            )
+
+    def threads_of(self, world_size: int) -> tuple[int, ...] | None:
+        """Of every process, or None where they follow the cost. Raises ConfigError for another number of processes."""
+        if self.threads is None or isinstance(self.threads, int):
+            return None if self.threads is None else (self.threads,) * world_size
+        if len(self.threads) != world_size:
+            raise ConfigError(
+                f"--threads {joined(self.threads)} is for {len(self.threads)} processes, but there are {world_size}; "
+                "give one number for all of them"
+            )
+        return self.threads
 
     def stage_count(self, world_size: int) -> int:
         """Number of stages in a run of `world_size` processes. Raises ConfigError if the flags say otherwise."""

@@ -74,6 +74,7 @@ class RunConfig:
     def check_world(self, world_size: int) -> None:
         """Raise ConfigError if this run cannot be laid out over `world_size` processes."""
         self.train.check_blocks(self.model.blocks, world_size)
+        self.train.threads_of(world_size)
 
 
 SECTIONS: Mapping[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}

@@ -13,10 +13,12 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
 from pipeline.learning.balance import members
+from pipeline.learning.cores import Host
 from pipeline.learning.numerics import Numerics
 from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import named_network
 from pipeline.runtime.agreement import count_segments, decide_split
+from pipeline.runtime.cores import seat
 
 __all__ = ["dry_run"]
 
@@ -27,7 +29,8 @@ def dry_run(config: RunConfig, world_size: int) -> None:
     network = named_network(config.model, shape, classes, config.train.loss)
     shapes = infer_shapes(network, shape)
     train = count_segments(config.train, shapes, world_size)
-    split, costs, unit = decide_split(train, network, shapes, classes, world_size, Numerics(torch.device("cpu")))
+    hosts = [Host(world_size, seat().count)]
+    split, costs, unit = decide_split(train, network, shapes, classes, hosts, Numerics(torch.device("cpu")))
     table = Table(title=f"Stages (cost: {unit})")
     for name in ("stage", "block", "layer", "takes", "hands on", "cost %"):
         table.add_column(name, justify="right" if name in ("stage", "block", "cost %") else "left")

@@ -29,13 +29,13 @@ __all__ = ["gather_plan", "gather_summary", "gather_trace", "report_plan", "repo
 _TRACE = Topic("trace", dict)
 
 
-def report_plan(control: Control, stages: Sequence[Stage], layout: Layout, threads: int) -> None:
+def report_plan(control: Control, stages: Sequence[Stage], layout: Layout) -> None:
     """Tell process 0 what this process has built."""
     for stage in stages:
         plan = StagePlan(
             rank=control.rank,
             device=str(stage.device),
-            threads=threads,
+            threads=layout.threads[control.rank],
             blocks=tuple(block.index for block in stage.blocks),
             names=tuple(layout.network[block.index].name for block in stage.blocks),
             parameters=sum(block.parameters() for block in stage.blocks),
@@ -80,6 +80,7 @@ def report_summary(stages: Sequence[Stage], session: Session) -> None:
         part = StageSummary(
             rank=session.control.rank,
             device=str(stage.device),
+            threads=torch.get_num_threads(),
             blocks=tuple(block.index for block in stage.blocks),
             parameters=sum(block.parameters() for block in stage.blocks),
             busy_fraction=clock.busy_fraction,

@@ -9,9 +9,11 @@ from typing import Any
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.learning.balance import balance, cut_segments, members
+from pipeline.learning.cores import Host, share_cores
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs, count_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
+from pipeline.runtime.cores import Seat, hosts_of, own_cores
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic
 
@@ -24,6 +26,7 @@ __all__ = [
     "check_same_configuration",
     "count_segments",
     "decide_split",
+    "decide_threads",
 ]
 
 NetworkFactory = Callable[[tuple[int, ...], int], Network]
@@ -47,6 +50,7 @@ class Sizes:
 SIZES = Topic("sizes", Sizes)
 _CONFIGURATION = Topic("configuration", dict)
 _SPLIT = Topic("split", list)
+_SEATS = Topic("seats", list)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Layout:
     segments: tuple[int, ...] | int | None  # as configured, a number replaced by the counts that it came to
     split: tuple[int, ...]  # blocks of each stage
     costs: Sequence[float]  # of each block; only their ratios mean anything
+    threads: tuple[int, ...]  # of each process
+    cores: tuple[int, ...]  # that this process keeps to
 
 
 def check_same_configuration(control: Control, config: TrainConfig) -> None:
@@ -74,23 +80,30 @@ def check_same_configuration(control: Control, config: TrainConfig) -> None:
 
 
 def agree_on_layout(
-    control: Control, config: TrainConfig, factory: NetworkFactory, sizes: Sizes, numerics: Numerics
+    control: Control, config: TrainConfig, factory: NetworkFactory, sizes: Sizes, numerics: Numerics, mine: Seat
 ) -> Layout:
-    """Describe the network in every process; process 0 decides the split.
+    """Describe the network in every process; process 0 decides the split, and who gets how many cores.
 
     Raises:
         ConfigError: blocks that do not fit each other, or a split that does not fit the network.
         DataError: an output layer with fewer scores than the data has classes.
     """
     network, shapes, config = control.together("network", lambda: _describe(control, config, factory, sizes))
-    decided = None
+    _SEATS.publish(control, control.rank, [mine.host, list(mine.mask), mine.count])
+    told = _SEATS.gather(control, range(control.world_size))
+    seats = [Seat(host, tuple(mask), count) for host, mask, count in told]
+    hosts, decided = hosts_of(seats), None
     if control.rank == 0:
-        decided = [[len(network)], [1.0] * len(network)]  # a single stage has the whole cost, whatever that is
+        # A single stage has the whole cost, whatever that is.
+        split: Sequence[int] = [len(network)]
+        costs = [1.0] * len(network)
         if config.stage_count(control.world_size) > 1:
-            split, costs, _ = decide_split(config, network, shapes, sizes.classes, control.world_size, numerics)
-            decided = [list(split), costs]
-    split, costs = _SPLIT.share(control, decided)
-    return Layout(network, shapes, sizes.classes, config.segments, tuple(split), costs)
+            split, costs, _ = decide_split(config, network, shapes, sizes.classes, hosts, numerics)
+        decided = [list(split), costs, decide_threads(config, costs, split, hosts, numerics)]
+    split, costs, threads = _SPLIT.share(control, decided)
+    keeps = config.threads is None and numerics.device.type == "cpu"
+    cores = own_cores(seats, threads, control.rank) if keeps else mine.mask
+    return Layout(network, shapes, sizes.classes, config.segments, tuple(split), costs, tuple(threads), cores)
 
 
 def _describe(
@@ -125,14 +138,38 @@ def decide_split(
     network: Network,
     shapes: Sequence[BlockShape],
     classes: int,
-    world_size: int,
+    hosts: Sequence[Host],
     numerics: Numerics,
 ) -> tuple[Sequence[int], list[float], str]:
-    """The split asked for, or the one that balances what the blocks cost; each block's cost, and what costs are."""
-    stages = config.stage_count(world_size)
+    """The split asked for, or the one that balances what the blocks cost; each block's cost, and what costs are.
+
+    Where cores are shared out by cost, too, the split that is fastest with the best shares.
+    """
+    processes = sum(host.processes for host in hosts)
+    stages = config.stage_count(processes)
     if config.split is None and stages > 1:
         costs, unit = block_costs(config, network, shapes, classes, numerics)
         pieces = members((1,) * len(network) if config.backpropagates else cut_segments(config, shapes))
-        found = balance([sum(costs[block] for block in piece) for piece in pieces], stages)
+        units = [sum(costs[block] for block in piece) for piece in pieces]
+        together = processes > 1 and _shares_cores(config, numerics)
+        found = share_cores(units, hosts).split if together else balance(units, stages)
         return tuple(sum(len(pieces[i]) for i in stage) for stage in members(found)), costs, unit
     return config.split or (len(network),), count_costs(config, network, shapes, classes), ARITHMETIC_UNIT
+
+
+def _shares_cores(config: TrainConfig, numerics: Numerics) -> bool:
+    """Whether cores follow the cost: not where their number is given, a GPU computes, or the stages take turns."""
+    return config.threads is None and numerics.device.type == "cpu" and not config.backpropagates
+
+
+def decide_threads(
+    config: TrainConfig, costs: Sequence[float], split: Sequence[int], hosts: Sequence[Host], numerics: Numerics
+) -> list[int]:
+    """CPU threads of each process: as given; by the cost of its stage; or an equal part of its host's cores."""
+    processes = sum(host.processes for host in hosts)
+    given = config.threads_of(processes)
+    if given is not None:
+        return list(given)
+    if processes > 1 and _shares_cores(config, numerics):
+        return list(share_cores([sum(costs[i] for i in own) for own in members(split)], hosts).cores)
+    return [max(1, host.cores // host.processes) for host in hosts for _ in range(host.processes)]

@@ -19,21 +19,17 @@ from pipeline.config.environment import Environment, environment
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, StageFailure, first_line
 from pipeline.runtime.allocator import keep_freed_memory
+from pipeline.runtime.cores import seat
 from pipeline.runtime.topology import describe
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
 from pipeline.transport.links import LinkFactory, Transport
 from pipeline.transport.topics import Topic
 
-__all__ = ["World", "connect", "default_threads", "reproducible"]
+__all__ = ["World", "connect", "reproducible"]
 
 _DEVICES = Topic("device", list)
 _LEFT = Topic("left", list)
-
-
-def default_threads(local_world_size: int) -> int:
-    """CPU threads of each process: the cores of this host shared out, at least one."""
-    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
 class World:
@@ -43,7 +39,10 @@ class World:
         self.rank, self.size = where.rank, where.world_size
         self.control = Control(store, where.rank, where.world_size, config.timeout, describe)
         self.bulk = Bulk(self.control)
-        self.threads = config.threads or default_threads(where.local_world_size)
+        self.seat = seat()
+        given = config.threads_of(self.size)
+        # Until the stages and their shares of the cores are known, an equal part.
+        self.threads = given[self.rank] if given else max(1, self.seat.count // where.local_world_size)
         self._where = where
 
     def choose_device(self, name: str) -> torch.device:

@@ -58,6 +58,7 @@ class StageSummary:
 
     rank: int
     device: str
+    threads: int
     blocks: tuple[int, ...]
     parameters: int
     busy_fraction: float

@@ -64,7 +64,7 @@ def test_the_run_folder_holds_what_the_contract_says(finished: tuple[Path, RunCo
         *("weights_sha256", "state_sha256", "stage", "versions"),
     }
     assert set(summary["stage"][0]) == {
-        *("rank", "device", "blocks", "parameters", "busy_fraction", "wait_input_s", "wait_output_s"),
+        *("rank", "device", "threads", "blocks", "parameters", "busy_fraction", "wait_input_s", "wait_output_s"),
         *("peak_memory_bytes", "bytes_sent"),
     }
     assert (summary["schema"], summary["epochs"], summary["steps"]) == (1, 3, 15)
@@ -323,3 +323,18 @@ def test_print_config_and_list_recipes_answer_without_training(tmp_path: Path) -
         assert first.status == second.status == 0
         assert first.stdout and not second.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_cores_follow_the_cost_and_their_number_comes_back_with_the_configuration(tmp_path: Path) -> None:
+    flags = [*QUICK, "--split", "7,1", "--loss", "pred"]
+    first = spawn(["-m", "tests.runs.uneven_cores_run", *flags, "--output", str(tmp_path / "first")], 2, 120)
+    again = ["--config", str(tmp_path / "first" / "config.toml"), "--output", str(tmp_path / "again")]
+    second = spawn(["-m", "tests.runs.uneven_cores_run", *again], 2, 120)
+    assert [end.status for end in (*first, *second)] == [0] * 4, (first, second)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "again")]
+    assert [[stage["threads"] for stage in summary["stage"]] for summary in summaries] == [[5, 1], [5, 1]]
+    assert read_toml(again[1]).train.threads == (5, 1)
+    assert summaries[0]["state_sha256"] == summaries[1]["state_sha256"]
+    wrong = call(SCRIPT, "--config", again[1], "--split", "auto", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "--threads 5,1 is for 2 processes, but there are 1; give one number for all of them" in wrong.stderr

@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import HashStore
 from pipeline.config.environment import Environment
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, PipelineError, StageFailure
-from pipeline.runtime.world import World, connect, default_threads
+from pipeline.runtime.world import World, connect
 from pipeline.transport.control import Control, known_to_all
 from tests.support.sessions import all_at_once
 
@@ -68,6 +68,13 @@ def test_a_meeting_that_nobody_comes_to_leaves_no_heartbeat(monkeypatch: pytest.
     assert threading.active_count() == before
 
 
-def test_cores_are_shared_out_and_never_fewer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_until_costs_are_known_threads_are_an_equal_part_and_never_fewer_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
-    assert [default_threads(processes) for processes in (1, 2, 4, 9)] == [6, 3, 1, 1]
+    threads = []
+    for processes in (1, 2, 4, 9):
+        world = World(Environment(0, processes, 0, processes), TrainConfig(), HashStore())
+        threads.append(world.threads)
+        world.control.close()
+    assert threads == [6, 3, 1, 1]

@@ -100,7 +100,7 @@ def made_up(blocks: int = 8, stages: int = 4, *, missing: bool = False) -> Run:
         weights_sha256="ab" * 32,
         state_sha256="cd" * 32,
         stage=tuple(
-            StageSummary(i, "cpu", m, 1, fraction, 1.25, 12.5, 0 if missing else 412_000_000, 45_678_901_234)
+            StageSummary(i, "cpu", 2, m, 1, fraction, 1.25, 12.5, 0 if missing else 412_000_000, 45_678_901_234)
             for i, m in enumerate(members)
         ),
     )
