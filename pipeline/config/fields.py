@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError
 
-__all__ = ["Bounds", "Option", "check_fields", "described", "flag_name", "joined", "option"]
+__all__ = ["Bounds", "Option", "are_counts", "check_fields", "described", "flag_name", "joined", "option", "several"]
 
 T = TypeVar("T")
 
@@ -17,6 +17,16 @@ T = TypeVar("T")
 def joined(counts: Iterable[int]) -> str:
     """Block counts as the command line takes them, such as 3,2,2,1."""
     return ",".join(map(str, counts))
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """What may be given as one number or as some, in a list where TOML or a program gives them."""
+    return tuple(value) if isinstance(value, Iterable) else (value,)
+
+
+def are_counts(values: tuple[Any, ...], most: float = math.inf) -> bool:
+    """Whether there are some, all of them whole numbers from 1 to `most`."""
+    return bool(values) and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= most for n in values)
 
 
 def flag_name(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config.catalog import LOSSES, LossSpec
-from pipeline.config.fields import Bounds, check_fields, joined, option
+from pipeline.config.fields import Bounds, are_counts, check_fields, joined, option, several
 from pipeline.errors import ConfigError
 
 __all__ = ["Method"]
@@ -52,9 +52,9 @@ class Method:
         check_fields(self, Method)
         if self.beta is None:
             object.__setattr__(self, "beta", self.loss_spec.beta)
-        object.__setattr__(self, "lr_milestones", tuple(self.lr_milestones))
-        if self.segments is not None and not isinstance(self.segments, int):  # TOML gives a list
-            object.__setattr__(self, "segments", tuple(self.segments))
+        object.__setattr__(self, "lr_milestones", several(self.lr_milestones))
+        if self.segments is not None and not isinstance(self.segments, int):
+            object.__setattr__(self, "segments", several(self.segments))
         self._check_milestones()
         self._check_combinations()
 
@@ -79,8 +79,7 @@ class Method:
             self._check_segments()
 
     def _check_segments(self) -> None:
-        counts = self.segments if isinstance(self.segments, tuple) else (self.segments,)
-        if not counts or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
+        if not are_counts(several(self.segments)):
             raise ConfigError(
                 f"--segments is {self.segments_text}; give block, a number of segments, or block counts of at least "
                 "1, such as 3,3,2"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.fields import Bounds, check_fields, joined, option
+from pipeline.config.fields import Bounds, are_counts, check_fields, joined, option, several
 from pipeline.errors import ConfigError
 
 __all__ = ["Placement"]
@@ -56,9 +56,9 @@ class Placement:
         self._check_threads()
         if self.split is None:
             return
-        split = tuple(self.split)  # TOML gives a list
+        split = several(self.split)
         object.__setattr__(self, "split", split)
-        if not split or any(not isinstance(n, int) or n < 1 for n in split):
+        if not are_counts(split):
             raise ConfigError(
                 f"--split is {joined(split)!r}; give auto or block counts of at least 1, such as 3,2,2,1"
             )
@@ -70,10 +70,10 @@ class Placement:
     def _check_threads(self) -> None:
         if self.threads is None:
             return
-        if not isinstance(self.threads, int):  # TOML gives a list
-            object.__setattr__(self, "threads", tuple(self.threads))
-        counts = (self.threads,) if isinstance(self.threads, int) else self.threads
-        if not counts or any(not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 1024 for n in counts):
+        counts = several(self.threads)
+        if not isinstance(self.threads, int):
+            object.__setattr__(self, "threads", counts)
+        if not are_counts(counts, 1024):
             text = joined(counts) or "()"
             raise ConfigError(
                 f"--threads is {text}; give auto, a whole number at least 1 and at most 1024, or one a process, such "

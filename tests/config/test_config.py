@@ -143,6 +143,24 @@ def test_a_layout_that_does_not_fit_is_refused(values: Any, blocks: int, world: 
         TrainConfig(**values).check_blocks(blocks, world)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"threads": 2.5}, "--threads is 2.5; give auto, a whole number at least 1"),
+        ({"threads": [True, 1]}, "--threads is True,1; give auto"),
+        ({"threads": []}, r"--threads is \(\); give auto"),
+        ({"segments": 2.5}, "--segments is 2.5; give block, a number of segments"),
+        ({"segments": [2, True]}, "--segments is 2,True; give block"),
+        ({"split": 2.5}, "--split is '2.5'; give auto or block counts"),
+        ({"split": [2, True]}, "--split is '2,True'; give auto"),
+        ({"lr_milestones": 2.5}, "--lr-milestones has 2.5; give epochs"),
+    ],
+)
+def test_what_a_program_gives_for_whole_numbers_is_checked_too(values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**values)
+
+
 def test_a_training_configuration_is_method_schedule_and_placement() -> None:
     parts = (Method, Schedule, Placement)
     assert [f.name for f in fields(TrainConfig)] == [f.name for part in parts for f in fields(part)]
