@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 from pipeline.config.method import Method
 from pipeline.network.spec import BlockShape
 
-__all__ = ["balance", "cut_segments", "members", "segment_ends", "shares"]
+__all__ = ["Cut", "balance", "cut_segments", "members", "one_more_group", "segment_ends", "shares"]
 
 
 def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
@@ -21,21 +21,34 @@ def balance(costs: Sequence[float], stages: int) -> tuple[int, ...]:
     total = [0.0, *accumulate(costs)]
     blocks = len(costs)
     assert 1 <= stages <= blocks, "the configuration was checked"
-    # best[i]: (most expensive group, sum of squares, counts) of the first i blocks in the stages laid out so far
-    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, ())}
+    best: dict[int, Cut] = {0: (0.0, 0.0, ())}
     for _ in range(stages):
-        best = {
-            end: min(_extended(best[start], total[end] - total[start], end - start) for start in best if start < end)
-            for end in range(min(best) + 1, blocks + 1)
-        }
+        best = one_more_group(best, total, max)
     return best[blocks][2]
 
 
-def _extended(
-    best: tuple[float, float, tuple[int, ...]], cost: float, count: int
-) -> tuple[float, float, tuple[int, ...]]:
-    """`best` and one more group of `count` blocks."""
-    return max(best[0], cost), best[1] + cost * cost, (*best[2], count)
+Cut = tuple[float, float, tuple[int, ...]]
+"""Groups of blocks: what is to be the least first, then the sum of the squares of their costs, and their counts."""
+
+
+def one_more_group(
+    best: Mapping[int, Cut], total: Sequence[float], added: Callable[[float, float], float]
+) -> dict[int, Cut]:
+    """The best cuts of the first blocks, by how many these are, with a group more than those of `best`.
+
+    Args:
+        best: the same without that group.
+        total: cost of the first blocks, of none first.
+        added: what a group of some cost makes of what is to be the least.
+    """
+
+    def extended(start: int, end: int) -> Cut:
+        least, squares, counts = best[start]
+        cost = total[end] - total[start]
+        return added(least, cost), squares + cost * cost, (*counts, end - start)
+
+    ends = range(min(best, default=len(total)) + 1, len(total))
+    return {end: min(extended(start, end) for start in best if start < end) for end in ends}
 
 
 def members(split: Sequence[int]) -> list[tuple[int, ...]]:

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from pipeline.learning.balance import Cut, one_more_group
+
 __all__ = ["Host", "Shares", "share_cores"]
 
-_Cut = tuple[int, float, tuple[int, ...]]  # cores used on this host, sum of squares, counts
 _SLACK = 1 + 1e-9  # a bound that was divided out must hold what it was made of
 
 
@@ -72,32 +73,18 @@ def _possible_bounds(total: Sequence[float], cores: int) -> list[float]:
 
 def _fit(total: Sequence[float], hosts: Sequence[Host], bound: float) -> tuple[int, ...] | None:
     """The cut with the fewest cores whose groups all last `bound` at the most; None where the cores do not suffice."""
-    blocks = len(total) - 1
-    best: list[_Cut | None] = [(0, 0.0, ()), *[None] * blocks]  # of the first i blocks, in the groups so far
+
+    def with_cores(used: float, work: float) -> float:
+        return used + (1 if work <= bound else math.ceil(work / (bound * _SLACK)))
+
+    best: dict[int, Cut] = {0: (0, 0.0, ())}
     for host in hosts:
         for _ in range(host.processes):
-            best = [_extend(best, total, end, bound) for end in range(blocks + 1)]
+            best = one_more_group(best, total, with_cores)
         most = max(host.cores, host.processes)
-        best = [None if one is None or one[0] > most else (0, *one[1:]) for one in best]
-    found = best[blocks]
+        best = {end: (0, squares, counts) for end, (used, squares, counts) in best.items() if used <= most}
+    found = best.get(len(total) - 1)
     return None if found is None else found[2]
-
-
-def _extend(best: Sequence[_Cut | None], total: Sequence[float], end: int, bound: float) -> _Cut | None:
-    """The cheapest way to end one more group before block `end`."""
-    options = []
-    for start in range(end):
-        previous = best[start]
-        if previous is not None:
-            work = total[end] - total[start]
-            cut = (previous[0] + _needed(work, bound), previous[1] + work * work, (*previous[2], end - start))
-            options.append(cut)
-    return min(options, default=None)
-
-
-def _needed(work: float, bound: float) -> int:
-    """Cores on which a group lasts `bound` at the most."""
-    return 1 if work <= bound else math.ceil(work / (bound * _SLACK))
 
 
 def _deal(works: Sequence[float], cores: int) -> list[int]:
