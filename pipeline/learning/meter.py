@@ -44,13 +44,16 @@ class Meter:
         samples = labels.shape[0]
         self.samples += samples
         self.sums[:, 0].add_(torch.stack([one.loss for one in found]), alpha=samples)
-        rows = [row for row, one in enumerate(found) if one.scores is not None]
-        if rows:
-            wrong = (_predictions([one.scores for one in found if one.scores is not None]) != labels).sum(1)
-            for row, count in [(slice(None), wrong)] if len(rows) == len(found) else zip(rows, wrong, strict=True):
-                self.sums[row, 1].add_(count)
-        for row in rows:
-            self._has_errors[row] = True
+        self._has_errors = [one.scores is not None for one in found]
+        scores = [one.scores for one in found if one.scores is not None]
+        if not scores:
+            return
+        wrong = (_predictions(scores) != labels).sum(1)
+        if len(scores) == len(found):
+            self.sums[:, 1].add_(wrong)
+            return
+        for row, count in zip((row for row, has in enumerate(self._has_errors) if has), wrong, strict=True):
+            self.sums[row, 1].add_(count)
 
     def read(self, *, reset: bool) -> dict[int, BlockScore]:
         """Means so far, by block. With `reset` exact, waiting for the device, and counted anew from now on; else at

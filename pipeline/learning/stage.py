@@ -137,8 +137,6 @@ class Stage:
     def _count(self, kind: str) -> None:
         """What all blocks made of the batch, at once."""
         self._meters[kind].add([b.scored for b in self.blocks if b.scored is not None], self._targets.labels)
-        for block in self.blocks:
-            block.scored = None
 
     def scores(self, *, reset: bool) -> tuple[Scores, Scores]:
         train, test = (self._meters[kind].read(reset=reset) for kind in ("train", "test"))
