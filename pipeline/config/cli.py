@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NoReturn
 
 from pipeline.config.data import DataConfig
-from pipeline.config.fields import described, flag_name, option
+from pipeline.config.fields import Option, described, flag_name, option
 from pipeline.config.method import Method
 from pipeline.config.model import ModelConfig
 from pipeline.config.placement import Placement
@@ -95,15 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     for title, parts in GROUPS.items():
         group = parser.add_argument_group(title)
         for f, told in described(*parts):
-            kind = str(f.type)
-            if kind == "tuple[int, ...] | int | None":
-                nothing = told.given.partition(",")[0]  # the word for None comes first
-                reader: Mapping[str, Any] = {"type": _reader(partial(_counts, nothing=nothing), f"not {told.given}")}
-            else:
-                reader = _KINDS.get(kind) or _KINDS[kind.removesuffix(" | None")]
             value = {"metavar": told.metavar} if told.metavar else {}
-            group.add_argument(flag_name(f.name), **{"help": told.help, **value, **reader})
+            group.add_argument(flag_name(f.name), **{"help": told.help, **value, **_reading(str(f.type), told)})
     return parser
+
+
+def _reading(kind: str, told: Option) -> Mapping[str, Any]:
+    """How a flag is read, by the annotation of its field; where a word stands for None, it is given first."""
+    if kind == "tuple[int, ...] | int | None":
+        nothing = told.given.partition(",")[0]
+        return {"type": _reader(lambda text: _counts(text, nothing), f"not {told.given}")}
+    return _KINDS.get(kind) or _KINDS[kind.removesuffix(" | None")]
 
 
 def _reader(read: Callable[[str], Any], wrong: str) -> Callable[[str], Any]:
@@ -130,7 +131,6 @@ def _counts(text: str, nothing: str) -> tuple[int, ...] | int | None:
 
 _WHOLE = _reader(int, "not a whole number")
 
-# How a flag is read, by the annotation of its field.
 _KINDS: Mapping[str, Mapping[str, Any]] = {
     "bool": {"action": "store_true"},
     "str": {"type": str},
