@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.contenders.common import (
@@ -12,6 +11,7 @@ from benchmarks.contenders.common import (
     Trained,
     build_blocks,
     choose_device,
+    cross_entropy,
     describe,
     error_percent,
     open_batches,
@@ -55,7 +55,7 @@ def _train(
 
     def step(images: Tensor, labels: Tensor) -> None:
         mine, targets = _part(images, member), _part(labels, member).to(device, non_blocking=True)
-        F.cross_entropy(trained(mine).float(), targets).backward()
+        cross_entropy(trained(mine), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
 

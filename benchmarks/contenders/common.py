@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
@@ -26,6 +27,7 @@ __all__ = [
     "barrier",
     "build_blocks",
     "choose_device",
+    "cross_entropy",
     "describe",
     "error_percent",
     "open_batches",
@@ -94,7 +96,7 @@ def build_blocks(network: Network, seed: int, device: torch.device) -> list[Bloc
 
 
 class Mixed(nn.Module):
-    """Layers in turn, in the number format of `--precision`; what they give is as wide as the losses want it."""
+    """Layers in turn, in the number format of `--precision`; what they give may be as narrow."""
 
     def __init__(self, layers: Iterable[nn.Module], config: RunConfig, device: torch.device) -> None:
         super().__init__()
@@ -105,6 +107,11 @@ class Mixed(nn.Module):
         with self._numerics.autocast():
             out: Tensor = self.body(x)
         return out
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """As our own losses compute it: half precisions go up to float32."""
+    return F.cross_entropy(scores.float(), labels)
 
 
 def barrier(member: Member, device: torch.device) -> None:

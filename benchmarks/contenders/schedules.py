@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.contenders.common import (
     Mixed,
     Trained,
     build_blocks,
     choose_device,
+    cross_entropy,
     describe,
     error_percent,
     open_batches,
@@ -59,10 +59,6 @@ class _Chunk(Mixed):
         return cast(Tensor, _Rows.apply(out)) if out.ndim == 4 else out
 
 
-def _loss(scores: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(scores.float(), labels)
-
-
 class _Scheduled:
     """One process's chunks of the network under one of torch's schedules."""
 
@@ -82,7 +78,7 @@ class _Scheduled:
         ]
         self.optimizers = [create_optimizer(config.train, list(chunk.parameters()), True) for chunk in chunks]
         stages = [Stage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)]
-        self.schedule = create_schedule(name, stages, microbatches, _loss)
+        self.schedule = create_schedule(name, stages, microbatches, cross_entropy)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One batch in microbatches, then one update."""

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.contenders.backprop import train_backprop
 from benchmarks.contenders.common import CHEAP_HEAD, barrier, choose_device
 from benchmarks.contenders.heads import CANDIDATES, with_head
+from benchmarks.contenders.methods import Method
+from benchmarks.contenders.methods import train as train_method
 from benchmarks.harness.crew import Crew, Member, cores
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Bars
@@ -149,7 +150,8 @@ def _train(member: Member, config: RunConfig, head: str, folder: str | None = No
 
 def _backprop(member: Member, config: RunConfig, head: str) -> float:
     """Likewise, without any head."""
-    return train_backprop(member, override(config, {"loss": "glob"})).seconds[-1]
+    backprop = Method("backprop", "backprop", 1)
+    return train_method(member, backprop, override(config, {"loss": "glob"})).seconds[-1]
 
 
 def _time_all(size: _Size, crew: Crew) -> dict[str, list[float]]:
