@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import EXPERIMENTS, main
+from benchmarks.contenders import handover
+from benchmarks.experiments import memory, queue, scaling, schedule, throughput
 from benchmarks.harness import report
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Curves, draw
@@ -42,6 +44,19 @@ def test_a_wrong_number_of_processes_is_one_line_and_status_2(
 ) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_the_quick_forms_repeat_often_enough_for_a_rough_figure() -> None:
+    """Their sizes are made smaller where whole experiments are tested."""
+    assert throughput._QUICK.rounds == 3
+    assert all(contest.rounds >= 3 for contest in schedule.contests(True))
+    assert scaling._QUICK.repetitions >= 5 and set(scaling._QUICK.axes) == {"blocks", "width", "batch", "stages"}
+    assert all(load.rounds >= 3 for load in queue.loads(quick=True))
+    assert all(case.rounds >= 3 for case in handover.cases(quick=True))
+    cases = [case for axis in memory._AXES.values() for case in axis]
+    assert {case.model for case in cases} == {"vgg8b", "vgg11b", "vgg13", "vgg16"}
+    assert {case.batch for case in cases} == {32, 64, 128, 256}
+    assert {case.width for case in cases} == {0.25, 0.5, 1.0}
 
 
 def test_figures_are_median_least_greatest_and_count() -> None:
