@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.contenders.captured import Step, captured
 from benchmarks.contenders.common import (
     Mixed,
     Trained,
@@ -15,23 +19,22 @@ from benchmarks.contenders.common import (
     describe,
     error_percent,
     open_batches,
-    set_rates,
     timed_epochs,
     told_by_first,
 )
 from benchmarks.harness.crew import Member
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data.batches import Batches
-from pipeline.learning.local_block import create_optimizer
+from pipeline.learning.optimizer import create_optimizer, set_learning_rate
 
-__all__ = ["train_backprop", "train_ddp"]
+__all__ = ["backprop_step", "train_backprop", "train_ddp"]
 
 
 def train_backprop(member: Member, config: RunConfig) -> Trained:
     """In one process, with all its threads."""
     device = choose_device(member, config)
     batches = open_batches(config, device)
-    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device), config, device)
+    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device), config.train, device)
     return _train(member, config, batches, device, model, model)
 
 
@@ -43,21 +46,33 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
     """
     device = choose_device(member, config)
     batches = open_batches(config, device)
-    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device), config, device)
+    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device), config.train, device)
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
     return _train(member, config, batches, device, replica, model)
+
+
+def backprop_step(
+    config: TrainConfig, model: nn.Module, device: torch.device
+) -> tuple[Step, torch.optim.Optimizer]:
+    """One step of global backprop in its fastest form, and its optimizer."""
+    optimizer = create_optimizer(config, list(model.parameters()), True)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return captured(step, config, device), optimizer
 
 
 def _train(
     member: Member, config: RunConfig, batches: Batches, device: torch.device, trained: nn.Module, model: nn.Module
 ) -> Trained:
-    optimizer = create_optimizer(config.train, list(model.parameters()), True)
+    mine = replace(config.train, batch_size=math.ceil(config.train.batch_size / member.size))
+    learn, optimizer = backprop_step(mine, trained, device)
 
     def step(images: Tensor, labels: Tensor) -> None:
-        mine, targets = _part(images, member), _part(labels, member).to(device, non_blocking=True)
-        cross_entropy(trained(mine), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        learn(_part(images, member), _part(labels, member).to(device, non_blocking=True))
 
     return timed_epochs(
         member,
@@ -65,7 +80,7 @@ def _train(
         batches,
         device,
         step=step,
-        set_learning_rate=lambda lr: set_rates([optimizer], lr),
+        set_learning_rate=lambda lr: set_learning_rate(lr, optimizer),
         error=lambda: told_by_first(member, lambda: error_percent(model, batches.test(), device)),
     )
 

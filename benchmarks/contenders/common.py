@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness.crew import Member
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data.batches import Batches
+from pipeline.learning.compiled import compiled
 from pipeline.learning.numerics import Numerics
 from pipeline.network.blocks import Block
 from pipeline.network.spec import Network, build_block
@@ -32,7 +33,6 @@ __all__ = [
     "error_percent",
     "open_batches",
     "processes",
-    "set_rates",
     "timed_epochs",
     "told_by_first",
 ]
@@ -96,16 +96,18 @@ def build_blocks(network: Network, seed: int, device: torch.device) -> list[Bloc
 
 
 class Mixed(nn.Module):
-    """Layers in turn, in the number format of `--precision`; what they give may be as narrow."""
+    """Layers in turn, in the number format of `--precision`, compiled with `--compile`; what they give may be as
+    narrow."""
 
-    def __init__(self, layers: Iterable[nn.Module], config: RunConfig, device: torch.device) -> None:
+    def __init__(self, layers: Iterable[nn.Module], config: TrainConfig, device: torch.device) -> None:
         super().__init__()
         self.body = nn.Sequential(*layers)
-        self._numerics = Numerics(device, config.train.precision)
+        self._run = compiled(self.body, "backprop") if config.compile else self.body
+        self._numerics = Numerics(device, config.precision)
 
     def forward(self, x: Tensor) -> Tensor:
         with self._numerics.autocast():
-            out: Tensor = self.body(x)
+            out: Tensor = self._run(x)
         return out
 
 
@@ -141,13 +143,6 @@ def told_by_first(member: Member, measure: Callable[[], float]) -> float:
     if member.size > 1:
         dist.broadcast_object_list(told)
     return told[0]
-
-
-def set_rates(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Set the learning rate of the following updates."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
 
 
 def timed_epochs(

@@ -18,7 +18,6 @@ from benchmarks.contenders.common import (
     describe,
     error_percent,
     open_batches,
-    set_rates,
     timed_epochs,
     told_by_first,
 )
@@ -27,7 +26,7 @@ from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import Batches
 from pipeline.learning.balance import balance, members
-from pipeline.learning.local_block import create_optimizer
+from pipeline.learning.optimizer import create_optimizer, set_learning_rate
 from pipeline.learning.profile import count_costs
 from pipeline.network.spec import infer_shapes
 
@@ -114,6 +113,6 @@ def train_scheduled(member: Member, config: RunConfig, name: str, microbatches: 
         batches,
         scheduled.device,
         step=scheduled.step,
-        set_learning_rate=lambda lr: set_rates(scheduled.optimizers, lr),
+        set_learning_rate=lambda lr: set_learning_rate(lr, *scheduled.optimizers),
         error=lambda: scheduled.error(batches),
     )

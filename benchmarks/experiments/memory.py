@@ -32,8 +32,8 @@ from benchmarks.harness.report import Result, Row, Target, at_most
 from benchmarks.harness.saved import WITHOUT_DATA, checkpointed_peak, keep_layout, modules_of, peaks
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.balance import balance, members
-from pipeline.learning.local_block import create_optimizer
 from pipeline.learning.numerics import Numerics
+from pipeline.learning.optimizer import create_optimizer
 from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.profile import count_costs
 from pipeline.learning.stage import build_stage

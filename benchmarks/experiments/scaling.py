@@ -28,8 +28,8 @@ from benchmarks.harness.report import Result, Row, Target, at_most
 from pipeline.config.environment import Environment
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.balance import balance
-from pipeline.learning.local_block import create_optimizer
 from pipeline.learning.numerics import Numerics
+from pipeline.learning.optimizer import create_optimizer
 from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.profile import count_costs
 from pipeline.learning.stage import build_stage

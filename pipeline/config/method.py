@@ -46,6 +46,12 @@ class Method:
     momentum: float = option(0.0, "momentum of sgd", Bounds(0.0), given="0 up to below 1")
     weight_decay: float = option(0.0, "weight decay of every optimizer", Bounds(0.0))
     precision: str = option("fp32", "number format of the arithmetic", ("fp32", "bf16"))
+    compile: bool = option(
+        False,
+        "each block through torch.compile",
+        doc="each block's training step through torch.compile: faster on a GPU after a minute or more of compilation, "
+        "with bits of its own, the same for every placement",
+    )
     seed: int = option(1, "key of all random numbers", Bounds(0, 2**63 - 1), given="at least 0")
 
     def __post_init__(self) -> None:

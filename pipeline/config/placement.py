@@ -28,6 +28,12 @@ class Placement:
     queue_depth: int = option(4, "packets sent and not yet taken between two stages, both ends together", Bounds(1))
     device: str = option("auto", "device of every process", given="auto, cpu, cuda, cuda:N")
     deterministic: bool = option(False, "the same bits on a GPU too")
+    capture: str = option(
+        "auto",
+        "on a GPU, repeat captured steps",
+        ("auto", "off"),
+        doc="on a GPU a stage's training steps are captured as graphs and repeated, with the same bits (`auto`)",
+    )
     threads: tuple[int, ...] | int | None = option(
         None,
         "CPU threads of each process",

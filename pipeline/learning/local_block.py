@@ -1,22 +1,23 @@
-"""A block with its local loss and its optimizer: forward, then local update."""
+"""A block with its local loss: forward, then gradients from inside the block."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config.method import Method
+from pipeline.learning.compiled import compiled
 from pipeline.learning.losses import LocalLoss, OutputLoss, Targets, create_local_loss
 from pipeline.learning.meter import Scored
 from pipeline.learning.numerics import Numerics
+from pipeline.learning.packet import TensorSpec
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.spec import HeadBuilder
 from pipeline.seeding import seed_default_generator
 
-__all__ = ["LocalBlock", "create_loss", "create_optimizer"]
+__all__ = ["LocalBlock", "create_loss"]
 
 
 def create_loss(
@@ -48,22 +49,15 @@ def create_loss(
         return create_local_loss(config, shape, classes, similarity_head)
 
 
-def create_optimizer(config: Method, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
-    """One block's optimizer over all its parameters, local head included."""
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
-    return torch.optim.Adam(parameters, amsgrad=config.optimizer == "amsgrad", **common)
-
-
 class LocalBlock:
-    """One block, the loss that trains it, and their optimizer.
+    """One block and the loss that trains it.
 
     Args:
         index: of the block in the network; keys its random numbers.
         loss: the local loss (or the output layer's); None where a later block's loss trains this one.
         gradient_in: whether a gradient arrives from the next block (from inside its segment).
         gradient_out: whether the block before wants one.
+        gives: one sample of what is handed on.
 
     Attributes:
         scored: what the last `update` or `evaluate` made of its batch, where the block has a loss.
@@ -77,17 +71,23 @@ class LocalBlock:
         config: Method,
         numerics: Numerics,
         *,
+        gives: TensorSpec,
         gradient_in: bool = False,
         gradient_out: bool = False,
     ) -> None:
         self.index, self.config, self.numerics = index, config, numerics
         self.block, self.loss = numerics.place(block), None if loss is None else numerics.place(loss)
-        self.gradient_in, self.gradient_out = gradient_in, gradient_out
+        self.gradient_in, self.gradient_out, self.gives = gradient_in, gradient_out, gives
         self.scored: Scored | None = None
-        self.optimizer = create_optimizer(config, [p for _, p in self._named_trainable()], numerics.fused)
-        self._x = self._h = self._out = torch.empty(0)
+        self._features, self._hand_on, self._loss = self.block.features, self.block.hand_on, self.loss
+        if config.compile:
+            self._features = compiled(self._features, f"features_{index}")
+            self._hand_on = compiled(self._hand_on, f"hand_on_{index}")
+            self._loss = None if self._loss is None else compiled(self._loss, f"loss_{index}")
+        self.release()
 
-    def _named_trainable(self) -> list[tuple[str, nn.Parameter]]:
+    def named_trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """What an optimizer changes: of the block and of its local head."""
         head = () if self.loss is None else self.loss.named_parameters(prefix="local_head")
         return [(n, p) for n, p in (*self.block.named_parameters(), *head) if p.requires_grad]
 
@@ -97,28 +97,31 @@ class LocalBlock:
         if self.loss is not None:
             self.loss.train(mode)
 
-    def set_learning_rate(self, lr: float) -> None:
-        """Set the rate of the following updates."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     def forward(self, x: Tensor, step: int) -> Tensor:
         """What the block hands on for a batch, computed from the weights before this step's update.
 
         The result carries no graph. Random modules draw from a generator keyed by (seed, block, step).
         """
+        self.seed(step)
+        return self.compute(x)
+
+    def seed(self, step: int) -> None:
+        """Key the random numbers of the block's next forward."""
         seed_default_generator(self.numerics.device, self.config.seed, "block", self.index, step)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """`forward` with whatever random numbers come."""
         if self.gradient_out:
             x = x.detach().requires_grad_()
         with self.numerics.autocast():
-            h = self.block.features(x)
+            h = self._features(x)
             with torch.set_grad_enabled(self.gradient_in):
-                out = self.block.hand_on(h)
+                out = self._hand_on(h)
         self._x, self._h, self._out = x, h, out
         return self._handed_on(out)
 
     def update(self, targets: Targets, gradient: Tensor | None = None) -> Tensor | None:
-        """Backward inside the block and one optimizer step; frees the activations of `forward`.
+        """Backward inside the block, into the gradients of its parameters; frees the activations of `forward`.
 
         Args:
             targets: of the batch.
@@ -132,18 +135,20 @@ class LocalBlock:
         if gradient is not None:
             roots.append(self._out)
             gradients.append(gradient.to(self._out.dtype))
-        if self.loss is not None:
+        if self._loss is not None:
             with self.numerics.autocast():
-                loss, scores = self.loss(self._h, targets)
+                loss, scores = self._loss(self._h, targets)
             self.scored = Scored(loss.detach(), scores)
             roots.append(loss)
             gradients.append(None)
         torch.autograd.backward(roots, gradients)
         passed = self._x.grad
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._x = self._h = self._out = torch.empty(0)
+        self.release()
         return None if passed is None else canonical(passed, self.numerics.channels_last)
+
+    def release(self) -> None:
+        """Drop the activations of `forward`."""
+        self._x = self._h = self._out = torch.empty(0)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, targets: Targets) -> Tensor:
@@ -161,27 +166,27 @@ class LocalBlock:
         """Weights and buffers of the block alone, by `<block index>.<name>`."""
         return {f"{self.index}.{name}": tensor for name, tensor in self.block.state_dict().items()}
 
-    def full_state(self) -> dict[str, Tensor]:
-        """Everything that training changes or draws: weights, buffers, local head, optimizer state."""
+    def full_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Everything that training changes or draws: weights, buffers, local head, the optimizer's part of them."""
         state = self.inference_state()
         if self.loss is not None:
             state |= {f"{self.index}.local_head.{n}": t for n, t in self.loss.state_dict().items()}
-        for name, parameter in self._named_trainable():
-            for key, value in self.optimizer.state[parameter].items():
+        for name, parameter in self.named_trainable():
+            for key, value in optimizer.state[parameter].items():
                 if value is not None:  # SGD keeps an empty momentum buffer
                     state[f"{self.index}.optimizer.{name}.{key}"] = torch.as_tensor(value)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Copy this block's part out of a stage's `state_dict`; the memory layout stays the block's own."""
         own = {n.removeprefix(f"{self.index}."): t for n, t in state.items() if n.startswith(f"{self.index}.")}
         self.block.load_state_dict({name: own[name] for name in self.block.state_dict()})
         if self.loss is not None:
             self.loss.load_state_dict({name: own[f"local_head.{name}"] for name in self.loss.state_dict()})
-        for name, parameter in self._named_trainable():
+        for name, parameter in self.named_trainable():
             prefix = f"optimizer.{name}."
             found = {key.removeprefix(prefix): t for key, t in own.items() if key.startswith(prefix)}
-            self.optimizer.state[parameter] = {key: _like(parameter, tensor) for key, tensor in found.items()}
+            optimizer.state[parameter] = {key: _like(parameter, tensor) for key, tensor in found.items()}
 
     def parameters(self) -> int:
         """Parameters of the inference network in this block."""

@@ -39,12 +39,23 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class Targets:
-    """The labels of a batch, int64 [B], and what losses compare with: worked out once for all blocks of a stage."""
+    """The labels of a batch, int64 [B], and what losses compare with: worked out once for all blocks of a stage.
+
+    `refill` leaves every tensor where it is, so that whoever holds one finds the next batch in it.
+    """
 
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels
         self._onehot: dict[tuple[int, torch.dtype], Tensor] = {}
         self._similarities: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def refill(self, labels: Tensor) -> None:
+        """The labels of another batch of the same size, on any device."""
+        self.labels.copy_(labels, non_blocking=True)
+        for onehot in self._onehot.values():
+            onehot.zero_().scatter_(1, self.labels.unsqueeze(1), 1)
+        for (classes, dtype), similarities in self._similarities.items():
+            similarities.copy_(similarity_matrix(self.onehot(classes, dtype)))
 
     def onehot(self, classes: int, dtype: torch.dtype) -> Tensor:
         """[B, K]."""

@@ -35,7 +35,8 @@ class Numerics:
     def autocast(self) -> torch.autocast:
         """Mixed precision where the precision is a half one; weights stay float32."""
         device = "cpu" if self.device.type == "meta" else self.device.type  # shapes alone know no autocast
-        return torch.autocast(device, self.dtype, enabled=self.dtype.itemsize < 4)
+        # No weight is used twice, and a cache would not last from one captured graph to the next.
+        return torch.autocast(device, self.dtype, enabled=self.dtype.itemsize < 4, cache_enabled=False)
 
     def place(self, module: M) -> M:
         """`module` on the device in the memory layout, its weights in float64 where that is the precision."""

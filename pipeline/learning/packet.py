@@ -40,6 +40,13 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
 
+    def empty(self, batch: int, device: torch.device) -> Tensor:
+        """Memory for a batch, in canonical layout."""
+        if len(self.shape) != 3:
+            return torch.empty((batch, *self.shape), dtype=self.dtype, device=device)
+        channels, height, width = self.shape
+        return torch.empty((batch, height, width, channels), dtype=self.dtype, device=device).permute(0, 3, 1, 2)
+
 
 Signature = Mapping[str, TensorSpec]
 """The named tensors of a packet that carries a batch."""

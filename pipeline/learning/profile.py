@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from pipeline.config.schema import TrainConfig
-from pipeline.learning.local_block import LocalBlock
-from pipeline.learning.losses import Targets
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.stage import build_stage
+from pipeline.learning.packet import Kind, Packet, Position
+from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.blocks import canonical
 from pipeline.network.flops import FlopCounter
 from pipeline.network.spec import BlockShape, Network
@@ -43,7 +41,7 @@ def block_costs(
 def measure_costs(
     config: TrainConfig, network: Network, shapes: Sequence[BlockShape], classes: int, numerics: Numerics
 ) -> list[float]:
-    """Seconds of one training step of each block: the median of three after a warm-up.
+    """Seconds of one training step of each block: the median of three after a warm-up, captured where the run's are.
 
     Every block is built, measured on a copy with random data, and dropped before the next one, so that weights,
     batch-norm statistics and random numbers of the run stay untouched.
@@ -69,8 +67,10 @@ def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockSha
     def count(index: int, device: torch.device) -> float:
         batch, counter = config.batch_size, FlopCounter()
         with torch.random.fork_rng(devices=[]), device, counter:
-            block = _copied(config, network, shapes, classes, index, Numerics(device, fused=False))
-            _train(block, torch.zeros(batch, *shapes[index].inputs), torch.zeros(batch, dtype=torch.int64))
+            stage = _copied(config, network, shapes, classes, index, Numerics(device, fused=False))
+            x, labels = torch.zeros(batch, *shapes[index].inputs), torch.zeros(batch, dtype=torch.int64)
+            handed_on = stage.forward(Packet.of(Kind.TRAIN, Position(), x, labels)).x
+            stage.update(torch.ones_like(handed_on) if stage.blocks[0].gradient_in else None)
         return counter.flops / (2 * batch)
 
     costs = []
@@ -84,29 +84,23 @@ def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockSha
 
 def _copied(
     config: TrainConfig, network: Network, shapes: Sequence[BlockShape], classes: int, index: int, numerics: Numerics
-) -> LocalBlock:
-    """Block `index` with its local loss; of one that the user built, a copy."""
+) -> Stage:
+    """Block `index` with its local loss as a stage; of one that the user built, a copy."""
     spec = replace(network[index], given=copy.deepcopy(network[index].given))
     network = (*network[:index], spec, *network[index + 1 :])
-    return build_stage(config, network, shapes, classes, [1] * len(network), index, numerics).blocks[0]
+    return build_stage(config, network, shapes, classes, [1] * len(network), index, numerics)
 
 
-def _train(block: LocalBlock, x: Tensor, labels: Tensor) -> None:
-    """One step, with a gradient from the next block where one would come."""
-    handed_on = block.forward(x, 0)
-    block.update(Targets(labels), torch.ones_like(handed_on) if block.gradient_in else None)
-
-
-def _time(block: LocalBlock, shape: BlockShape, classes: int, deadline: float) -> float:
+def _time(stage: Stage, shape: BlockShape, classes: int, deadline: float) -> float:
     generator = torch.Generator().manual_seed(0)
-    batch, device = block.config.batch_size, block.numerics.device
+    batch, device = stage.config.batch_size, stage.device
     x = canonical(torch.randn(batch, *shape.inputs, generator=generator)).to(device)
     labels = torch.randint(classes, (batch,), generator=generator).to(device)
-    seconds: list[float] = []
-    while len(seconds) <= _REPEATS and (not seconds or time.perf_counter() < deadline):
+    packet = Packet.of(Kind.TRAIN, Position(), x, labels)
+    warm_up, seconds = stage.capture.warm_up, list[float]()
+    while len(seconds) < warm_up + _REPEATS and (not seconds or time.perf_counter() < deadline):
         start = time.perf_counter()
-        _train(block, x, labels)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        stage.step(packet)
+        stage.synchronize()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:] or seconds)
+    return statistics.median(seconds[warm_up:] or seconds[-1:])

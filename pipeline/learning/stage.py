@@ -1,8 +1,9 @@
-"""A stage: whole segments with their optimizers. Maths only; it knows nothing of processes."""
+"""A stage: whole segments and their optimizer. Maths only; it knows nothing of processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.balance import members, segment_ends
+from pipeline.learning.captured import Acting, Capture, run_forward, run_segments, run_update
+from pipeline.learning.graphs import CudaGraphs
 from pipeline.learning.local_block import LocalBlock, create_loss
 from pipeline.learning.losses import Targets
 from pipeline.learning.meter import Meter
 from pipeline.learning.numerics import Numerics
+from pipeline.learning.optimizer import create_optimizer, set_learning_rate
 from pipeline.learning.packet import Packet, Signature, TensorSpec, labelled
 from pipeline.learning.scores import BlockScore
 from pipeline.network.blocks import canonical
@@ -80,7 +84,11 @@ class Stage:
         self.numerics = self.blocks[0].numerics
         self.device = self.numerics.device
         self.takes, self.gives = (labelled(TensorSpec(shape, self.numerics.dtype)) for shape in (inputs, outputs))
-        self._targets = Targets(torch.empty(0, dtype=torch.int64))
+        parameters = [p for block in blocks for _, p in block.named_trainable()]
+        self.optimizer = create_optimizer(config, parameters, self.numerics.fused)
+        captures = config.capture == "auto" and self.device.type == "cuda"
+        self.capture = Capture(blocks, self.optimizer, partial(CudaGraphs, self.device) if captures else None)
+        self._targets_of: dict[int, Targets] = {}  # by size of the batch
         scored = [block.index for block in blocks if block.loss is not None]
         self._meters = {kind: Meter(scored, self.device) for kind in ("train", "test")}
         self._training = True
@@ -88,36 +96,36 @@ class Stage:
 
     def forward(self, packet: Packet) -> Packet:
         x = self._enter(packet, training=True)
-        for block in self.blocks:
-            x = block.forward(x, packet.at.step)
-        return packet.with_x(x)
+        self._acting = self._act("forward", packet, x)
+        return packet.with_x(self.capture.outside(run_forward(self._acting, x, packet.at.step)))
 
     def update(self, gradient: Tensor | None = None) -> Tensor | None:
         if gradient is not None:
             gradient = canonical(gradient.to(self.numerics.dtype), self.numerics.channels_last)
-        for block in reversed(self.blocks):
-            gradient = block.update(self._targets, gradient)
-        self._count("train")
-        return gradient
+        passed = run_update(self._acting, self._targets, gradient)
+        self._learn()
+        return None if passed is None else self.capture.outside(passed)
 
     def step(self, packet: Packet) -> Packet:
         x = self._enter(packet, training=True)
-        segment: list[LocalBlock] = []
-        for block in self.blocks:
-            x = block.forward(x, packet.at.step)
-            segment.append(block)
-            if not block.gradient_in:
-                gradient: Tensor | None = None
-                while segment:
-                    gradient = segment.pop().update(self._targets, gradient)
-        self._count("train")
-        return packet.with_x(x)
+        self._acting = self._act("step", packet, x)
+        x = run_segments(self._acting, x, packet.at.step, self._targets)
+        self._learn()
+        return packet.with_x(self.capture.outside(x))
+
+    def _act(self, layout: str, packet: Packet, x: Tensor) -> Sequence[Acting]:
+        return self.capture.acting(layout, x, self._targets, full=packet.batch == self.config.batch_size)
+
+    def _learn(self) -> None:
+        """What follows the gradients of all blocks."""
+        self.capture.learn()
+        self._count("train", self._acting)
 
     def evaluate(self, packet: Packet) -> Packet:
         x = self._enter(packet, training=False)
         for block in self.blocks:
             x = block.evaluate(x, self._targets)
-        self._count("test")
+        self._count("test", self.blocks)
         return packet.with_x(x)
 
     def _enter(self, packet: Packet, *, training: bool) -> Tensor:
@@ -128,15 +136,22 @@ class Stage:
                 block.train(training)
         if training and packet.at.epoch != self._epoch:
             self._epoch = packet.at.epoch
-            for block in self.blocks:
-                block.set_learning_rate(self.config.learning_rate(self._epoch))
-        self._targets = Targets(packet.labels.to(self.device, non_blocking=True))
+            set_learning_rate(self.config.learning_rate(self._epoch), self.optimizer)
+        self._targets = self._of_batch(packet.labels)
         x = packet.x.to(self.device, self.numerics.dtype, non_blocking=True)
         return canonical(x, self.numerics.channels_last)
 
-    def _count(self, kind: str) -> None:
+    def _of_batch(self, labels: Tensor) -> Targets:
+        """The targets of a batch: always the same ones for one size, filled again."""
+        targets = self._targets_of.get(len(labels))
+        if targets is None:
+            return self._targets_of.setdefault(len(labels), Targets(labels.to(self.device, copy=True)))
+        targets.refill(labels)
+        return targets
+
+    def _count(self, kind: str, blocks: Sequence[Acting]) -> None:
         """What all blocks made of the batch, at once."""
-        self._meters[kind].add([b.scored for b in self.blocks if b.scored is not None], self._targets.labels)
+        self._meters[kind].add([b.scored for b in blocks if b.scored is not None], self._targets.labels)
 
     def scores(self, *, reset: bool) -> tuple[Scores, Scores]:
         train, test = (self._meters[kind].read(reset=reset) for kind in ("train", "test"))
@@ -150,13 +165,14 @@ class Stage:
             torch.cuda.synchronize(self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {name: tensor for block in self.blocks for name, tensor in block.full_state().items()}
+        state = {name: tensor for block in self.blocks for name, tensor in block.full_state(self.optimizer).items()}
         counted = {f"{i}.meter.{kind}": t for kind, meter in self._meters.items() for i, t in meter.state().items()}
         return state | counted
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for block in self.blocks:
-            block.load_state_dict(state)
+            block.load_state_dict(state, self.optimizer)
+        self.capture.forget()
         for kind, meter in self._meters.items():
             meter.load({index: state[f"{index}.meter.{kind}"] for index in meter.blocks})
 
@@ -179,5 +195,8 @@ def build_stage(
         features, head = shapes[i].features, network[i].similarity_head
         loss = create_loss(config, i, features, classes, output=output, segment_end=last, similarity_head=head)
         block = build_block(network[i], config.seed, i)
-        blocks.append(LocalBlock(i, block, loss, config, numerics, gradient_in=not last, gradient_out=not first))
+        gives, (grad_in, grad_out) = TensorSpec(shapes[i].outputs, numerics.dtype), (not last, not first)
+        blocks.append(
+            LocalBlock(i, block, loss, config, numerics, gives=gives, gradient_in=grad_in, gradient_out=grad_out)
+        )
     return Stage(index, blocks, config, shapes[own[0]].inputs, shapes[own[-1]].outputs)

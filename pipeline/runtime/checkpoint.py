@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.stage import Stage
@@ -39,17 +40,17 @@ def collect_state(stages: Sequence[Stage], topology: Topology, bulk: Bulk) -> tu
 
     Blocks go by their names' sort order ("1." before "10." before "2."), so that one pass makes the digest.
     """
-    mine = {block.index: block for stage in stages for block in stage.blocks}
+    mine = {block.index: (block, stage.optimizer) for stage in stages for block in stage.blocks}
     weights: dict[str, Tensor] = {}
     everything = hashlib.sha256()
     for index, owner in sorted(topology.owners().items(), key=lambda entry: f"{entry[0]}."):
         if bulk.control.rank == 0:
-            for name, tensor, inference in _parts(mine[index]) if index in mine else _receive(index, owner, bulk):
+            for name, tensor, inference in _parts(*mine[index]) if index in mine else _receive(index, owner, bulk):
                 everything.update(_digested(name, tensor))
                 if inference:
                     weights[name] = tensor
         elif index in mine:
-            parts = _parts(mine[index])
+            parts = _parts(*mine[index])
             described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), kept] for name, x, kept in parts]
             _STATE.publish(bulk.control, index, described)
             bulk.send(0, [tensor for _, tensor, _ in parts])
@@ -64,7 +65,7 @@ def _receive(index: int, owner: int, bulk: Bulk) -> list[tuple[str, Tensor, bool
     return parts
 
 
-def _parts(block: LocalBlock) -> list[tuple[str, Tensor, bool]]:
+def _parts(block: LocalBlock, optimizer: Optimizer) -> list[tuple[str, Tensor, bool]]:
     """A block's state in sorted order: name, CPU tensor, whether it belongs to the inference network."""
-    state, inference = block.full_state(), block.inference_state()
+    state, inference = block.full_state(optimizer), block.inference_state()
     return [(name, state[name].detach().to("cpu").contiguous(), name in inference) for name in sorted(state)]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError, first_line
-from pipeline.learning.packet import Kind, Packet, TensorSpec
+from pipeline.learning.packet import Kind, Packet
 from pipeline.spans import Recorder
 from pipeline.transport.control import Control, Watch
 from pipeline.transport.links import Link, rows
@@ -253,15 +253,7 @@ class ReceiveQueue(_Queue):
 def _buffers(contract: Contract, device: torch.device) -> Mapping[str, Tensor]:
     """Memory for the tensors of one packet that follow its header."""
     return {
-        name: _buffer(contract.batch, spec, device)
+        name: spec.empty(contract.batch, device)
         for name, spec in contract.signature.items()
         if name not in contract.riders
     }
-
-
-def _buffer(batch: int, spec: TensorSpec, device: torch.device) -> Tensor:
-    """In canonical layout."""
-    if len(spec.shape) != 3:
-        return torch.empty((batch, *spec.shape), dtype=spec.dtype, device=device)
-    channels, height, width = spec.shape
-    return torch.empty((batch, height, width, channels), dtype=spec.dtype, device=device).permute(0, 3, 1, 2)

@@ -37,7 +37,7 @@ def settings(loss: str = "predsim", **values: Any) -> TrainConfig:
 
 def state_of(stages: Sequence[Stage]) -> str:
     """A run's `state_sha256`."""
-    return digest({n: t for stage in stages for block in stage.blocks for n, t in block.full_state().items()})
+    return digest({n: t for s in stages for block in s.blocks for n, t in block.full_state(s.optimizer).items()})
 
 
 def all_at_once(acts: Sequence[Callable[[], T]], timeout_s: float = 60) -> list[T]:
