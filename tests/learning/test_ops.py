@@ -5,10 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pipeline.learning.ops import SpatialStd, SpatialStdInTwoPasses, spatial_std
+from pipeline.learning.heads import AveragePool
+from pipeline.learning.ops import (
+    SpatialStd,
+    SpatialStdInTwoPasses,
+    spatial_std,
+    spread_by_copy,
+    spread_by_rows,
+    window_means,
+)
 
 STDS = [SpatialStd, SpatialStdInTwoPasses]
+TILED = [((8, 8), (4, 2)), ((8, 12), (4, 4)), ((6, 6), (2, 1)), ((4, 4), (4, 4)), ((1, 6), (1, 3)), ((5, 5), (1, 5))]
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -66,6 +76,92 @@ def test_a_constant_map_has_neither_deviation_nor_gradient(
     assert torch.equal(std == 0, torch.tensor([[False, True, False], [True, True, True]]))
     assert torch.isfinite(gradient).all()
     assert torch.equal(gradient.abs().sum(dim=(2, 3)) == 0, std == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("size", "kernel"), TILED)
+def test_means_of_reshaped_axes_are_average_pooling(
+    size: tuple[int, int], kernel: tuple[int, int], dtype: torch.dtype
+) -> None:
+    x = maps(3, 5, *size, dtype=dtype)
+    expected = F.avg_pool2d(x, kernel)
+    means = window_means(x, kernel)
+    torch.testing.assert_close(means, expected)
+    assert means.stride() == expected.stride() and means.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding"),
+    [
+        *((size, kernel, (0, 0)) for size, kernel in TILED),
+        ((28, 28), (16, 8), (8, 4)),
+        ((3, 3), (4, 2), (2, 1)),
+        ((7, 7), (4, 4), (2, 2)),
+        ((9, 9), (4, 4), (0, 0)),
+        ((3, 3), (2, 1), (0, 0)),
+        ((11, 10), (4, 3), (1, 1)),
+        ((5, 9), (4, 2), (2, 0)),
+    ],
+)
+def test_rows_spread_means_out_to_the_bits_of_a_copy(
+    size: tuple[int, int], kernel: tuple[int, int], padding: tuple[int, int], dtype: torch.dtype
+) -> None:
+    means = F.avg_pool2d(maps(3, 5, *size, dtype=dtype), kernel, kernel, padding).permute(0, 2, 3, 1)
+    copied, gathered = (spread(means, kernel, padding, *size) for spread in (spread_by_copy, spread_by_rows))
+    assert gathered.shape == (3, *size, 5)
+    assert torch.equal(gathered, copied) and gathered.is_contiguous()
+
+
+@on_a_gpu
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding"),
+    [((8, 8), (4, 2), (0, 0)), ((28, 28), (16, 8), (8, 4)), ((9, 9), (4, 4), (0, 0)), ((7, 7), (4, 4), (2, 2))],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_gpu_pools_as_a_cpu_does(
+    size: tuple[int, int], kernel: tuple[int, int], padding: tuple[int, int], channels_last: bool
+) -> None:
+    x = maps(3, 8, *size, dtype=torch.float32, channels_last=channels_last)
+    pool = AveragePool(kernel, padding)
+    on_cpu, on_gpu = x.requires_grad_(), x.detach().cuda().requires_grad_()
+    expected, pooled = pool(on_cpu), pool(on_gpu)
+    assert pooled.stride() == expected.stride()
+    torch.testing.assert_close(pooled.cpu(), expected)
+    weights = torch.randn_like(expected)
+    (pooled * weights.cuda()).sum().backward()
+    (expected * weights).sum().backward()
+    assert on_cpu.grad is not None and on_gpu.grad is not None
+    assert on_gpu.grad.stride() == on_cpu.grad.stride()
+    torch.testing.assert_close(on_gpu.grad.cpu(), on_cpu.grad)
+
+
+@on_a_gpu
+def test_a_gpu_spreads_means_out_to_the_bits_of_a_copy() -> None:
+    means = torch.randn(3, 4, 2, 64, device="cuda")
+    for size, padding in (((16, 8), (0, 0)), ((15, 9), (1, 1)), ((14, 7), (2, 1))):
+        copied, gathered = (spread(means, (4, 4), padding, *size) for spread in (spread_by_copy, spread_by_rows))
+        assert torch.equal(gathered, copied)
+
+
+@on_a_gpu
+def test_a_captured_pooling_learns_the_same_gradient() -> None:
+    x, pool = maps(3, 8, 8, 8, dtype=torch.float32).cuda().requires_grad_(), AveragePool((4, 2))
+    weights = torch.randn(3, 8, 2, 4, device="cuda")
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad((pool(x) * weights).sum(), x)[0]
+
+    expected = gradient()
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        gradient()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        captured = gradient()
+    graph.replay()
+    assert torch.equal(captured, expected)
 
 
 @on_a_gpu
