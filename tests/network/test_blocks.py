@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from pipeline.network.blocks import ConvBlock, Dropout, LinearBlock, canonical
+from pipeline.network.blocks import ConvBlock, Dropout, LinearBlock, MaxPool, canonical, window_maxima
 
 
 def test_dropout_and_pooling_lie_outside_what_the_local_loss_sees() -> None:
@@ -14,6 +16,44 @@ def test_dropout_and_pooling_lie_outside_what_the_local_loss_sees() -> None:
     h = block.features(x)
     assert h.shape == (2, 4, 8, 8)
     assert block.hand_on(h).shape == (2, 4, 4, 4)
+
+
+def special_maps(*shape: int) -> Tensor:
+    """Among random values NaN and both infinities, one of them all over a window."""
+    x = torch.randn(*shape)
+    x[0, 0, 0, 1], x[0, 1, 1, 0], x[0, 2, :2, :2], x[1, 0, 1, 1] = float("nan"), float("inf"), -float("inf"), -1e30
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (3, 5, 2, 6), (2, 3, 2, 2)])
+def test_maxima_of_reshaped_axes_are_max_pooling_in_the_layout_of_blocks(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = special_maps(*shape).to(dtype)
+    maxima, expected = window_maxima(x), F.max_pool2d(x, 2)
+    torch.testing.assert_close(maxima, expected, rtol=0, atol=0, equal_nan=True)
+    assert maxima.stride() == canonical(expected).stride()
+    assert canonical(maxima).data_ptr() == maxima.data_ptr(), "handed on without a copy"
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("side", [2, 7, 8])
+def test_the_pooling_of_blocks_is_max_pooling_with_and_without_a_gradient(
+    side: int, channels_last: bool, device: str
+) -> None:
+    x = special_maps(2, 4, side, side).to(device)
+    x = x if channels_last else x.contiguous()
+    expected = F.max_pool2d(x, 2)
+    for wanted in (False, True):
+        with torch.set_grad_enabled(wanted):
+            pooled = MaxPool()(x)
+        torch.testing.assert_close(pooled, expected, rtol=0, atol=0, equal_nan=True)
+        assert pooled.stride() == expected.stride()
 
 
 def test_a_linear_block_flattens_in_the_order_of_channels() -> None:
