@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -51,9 +50,7 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
     return _train(member, config, batches, device, replica, model)
 
 
-def backprop_step(
-    config: TrainConfig, model: nn.Module, device: torch.device
-) -> tuple[Step, torch.optim.Optimizer]:
+def backprop_step(config: TrainConfig, model: nn.Module, device: torch.device) -> tuple[Step, torch.optim.Optimizer]:
     """One step of global backprop in its fastest form, and its optimizer."""
     optimizer = create_optimizer(config, list(model.parameters()), True)
 
@@ -68,8 +65,8 @@ def backprop_step(
 def _train(
     member: Member, config: RunConfig, batches: Batches, device: torch.device, trained: nn.Module, model: nn.Module
 ) -> Trained:
-    mine = replace(config.train, batch_size=math.ceil(config.train.batch_size / member.size))
-    learn, optimizer = backprop_step(mine, trained, device)
+    share = len(_part(torch.empty(config.train.batch_size), member))
+    learn, optimizer = backprop_step(replace(config.train, batch_size=share), trained, device)
 
     def step(images: Tensor, labels: Tensor) -> None:
         learn(_part(images, member), _part(labels, member).to(device, non_blocking=True))

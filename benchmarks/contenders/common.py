@@ -102,7 +102,7 @@ class Mixed(nn.Module):
     def __init__(self, layers: Iterable[nn.Module], config: TrainConfig, device: torch.device) -> None:
         super().__init__()
         self.body = nn.Sequential(*layers)
-        self._run = compiled(self.body, "backprop") if config.compile else self.body
+        self._run = compiled(self.body.forward, "backprop") if config.compile else self.body.forward
         self._numerics = Numerics(device, config.precision)
 
     def forward(self, x: Tensor) -> Tensor:

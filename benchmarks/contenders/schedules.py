@@ -73,7 +73,8 @@ class _Scheduled:
         blocks = build_blocks(self.network, config.train.seed, self.device)
         self.blocks = {index: blocks[index] for chunk in self.mine for index in members(split)[chunk]}
         chunks = [
-            _Chunk([self.blocks[index] for index in members(split)[chunk]], config, self.device) for chunk in self.mine
+            _Chunk([self.blocks[index] for index in members(split)[chunk]], config.train, self.device)
+            for chunk in self.mine
         ]
         self.optimizers = [create_optimizer(config.train, list(chunk.parameters()), True) for chunk in chunks]
         stages = [Stage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)]
@@ -100,7 +101,7 @@ class _Scheduled:
         for part in parts:
             for index, state in part.items():
                 whole[index].load_state_dict(state)
-        return error_percent(Mixed(whole, self.config, self.device), batches.test(), self.device)
+        return error_percent(Mixed(whole, self.config.train, self.device), batches.test(), self.device)
 
 
 def train_scheduled(member: Member, config: RunConfig, name: str, microbatches: int) -> Trained:

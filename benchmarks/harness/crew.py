@@ -187,7 +187,9 @@ def _serve(pipe: Connection, environment: dict[str, str], mine: Sequence[int], t
     torch.set_num_threads(threads)
     keep_freed_memory()  # the baselines too: the comparison is of methods, not of allocators
     if size > 1:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=_LIMIT_S))
+        own_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= size
+        backend = "cpu:gloo,cuda:nccl" if own_gpus and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=_LIMIT_S))
     pipe.send((False, None))
     while (call := pipe.recv()) is not None:
         function, args, kwargs = call

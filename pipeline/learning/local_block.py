@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +79,13 @@ class LocalBlock:
         self.block, self.loss = numerics.place(block), None if loss is None else numerics.place(loss)
         self.gradient_in, self.gradient_out, self.gives = gradient_in, gradient_out, gives
         self.scored: Scored | None = None
-        self._features, self._hand_on, self._loss = self.block.features, self.block.hand_on, self.loss
+        self._one = torch.ones((), dtype=torch.promote_types(numerics.dtype, torch.float32), device=numerics.device)
+        self._features, self._hand_on = self.block.features, self.block.hand_on
+        self._judge: Callable[[Tensor, Targets], tuple[Tensor, Tensor | None]] | None = self.loss
         if config.compile:
             self._features = compiled(self._features, f"features_{index}")
             self._hand_on = compiled(self._hand_on, f"hand_on_{index}")
-            self._loss = None if self._loss is None else compiled(self._loss, f"loss_{index}")
+            self._judge = None if self.loss is None else compiled(self.loss.forward, f"loss_{index}")
         self.release()
 
     def named_trainable(self) -> list[tuple[str, nn.Parameter]]:
@@ -131,16 +133,16 @@ class LocalBlock:
             The gradient with respect to the block's input if `gradient_out`, else None.
         """
         roots: list[Tensor] = []
-        gradients: list[Tensor | None] = []
+        gradients: list[Tensor] = []
         if gradient is not None:
             roots.append(self._out)
             gradients.append(gradient.to(self._out.dtype))
-        if self._loss is not None:
+        if self._judge is not None:
             with self.numerics.autocast():
-                loss, scores = self._loss(self._h, targets)
+                loss, scores = self._judge(self._h, targets)
             self.scored = Scored(loss.detach(), scores)
             roots.append(loss)
-            gradients.append(None)
+            gradients.append(self._one)
         torch.autograd.backward(roots, gradients)
         passed = self._x.grad
         self.release()

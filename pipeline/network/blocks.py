@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ __all__ = [
     "OutputBlock",
     "SequentialBlock",
     "canonical",
+    "normalized_convolution",
     "window_maxima",
 ]
 
@@ -116,6 +117,34 @@ class MaxPool(nn.MaxPool2d):
         return cast(Tensor, super().forward(x))
 
 
+class _WithoutEffect(torch.autograd.Function):
+    """An activation, and a parameter that does not change the loss: its gradient is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor) -> Tensor:
+        ctx.save_for_backward(parameter)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return gradients[0], torch.zeros_like(ctx.saved_tensors[0])
+
+
+def normalized_convolution(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """Convolution and batch norm of a training batch, whose mean takes the bias out again: it is never added.
+
+    The running mean gets its share of the bias. On a GPU adding it, and summing up its gradient, which is zero but for
+    rounding, are passes over the map of their own: 0.6 ms of the 5.4 of a vgg8b step on an H200.
+    """
+    bias, mean = convolution.bias, norm.running_mean
+    assert bias is not None and mean is not None and norm.momentum is not None
+    maps = F.conv2d(x, convolution.weight, None, convolution.stride, cast(Any, convolution.padding))
+    out: Tensor = norm(_WithoutEffect.apply(maps, bias))
+    with torch.no_grad():
+        mean.add_(bias, alpha=norm.momentum)
+    return out
+
+
 class ConvBlock(Block):
     """Convolution, batch norm, nonlinearity | dropout of maps, 2x2 max pooling. [B, C, H, W] -> [B, C', H', W']."""
 
@@ -131,6 +160,8 @@ class ConvBlock(Block):
         self.pool = MaxPool() if pool else nn.Identity()
 
     def features(self, x: Tensor) -> Tensor:
+        if x.is_cuda and self.training:
+            return cast(Tensor, self.nonlinearity(normalized_convolution(x, self.encoder, self.bn)))
         return cast(Tensor, self.nonlinearity(self.bn(self.encoder(x))))
 
     def hand_on(self, h: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def with_one_thread(member: Member, method: Method, config: RunConfig) -> Traine
 def test_a_baseline_computes_in_the_precision_of_the_run() -> None:
     layers, x = [torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)], torch.randn(5, 3)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        mixed = Mixed(layers, override(CONFIG, {"precision": precision}), torch.device("cpu"))
+        mixed = Mixed(layers, override(CONFIG, {"precision": precision}).train, torch.device("cpu"))
         out = mixed(x)
         assert out.dtype == dtype
         assert torch.equal(out, torch.nn.Sequential(*layers)(x)) == (precision == "fp32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ DEVICES = [
 ]
 
 
-def config(loss: str = "predsim", **changes: object) -> TrainConfig:
+def config(loss: str = "predsim", **changes: Any) -> TrainConfig:
     return replace(TrainConfig(loss=loss, batch_size=SIZE, decoder_dim=32, lr=1e-2, target_projection=8), **changes)
 
 
@@ -133,7 +133,7 @@ def test_captured_steps_have_the_bits_of_plain_ones(loss: str, split: Sequence[i
     ],
     ids=str,
 )
-def test_all_settings_are_captured(changes: dict[str, object], device: torch.device) -> None:
+def test_all_settings_are_captured(changes: dict[str, Any], device: torch.device) -> None:
     same(config(**changes), device)
     same(config(**changes), device, (3, 3))
 

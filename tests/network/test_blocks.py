@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.network.blocks import ConvBlock, Dropout, LinearBlock, MaxPool, canonical, window_maxima
+from pipeline.network.blocks import (
+    ConvBlock,
+    Dropout,
+    LinearBlock,
+    MaxPool,
+    canonical,
+    normalized_convolution,
+    window_maxima,
+)
 
 
 def test_dropout_and_pooling_lie_outside_what_the_local_loss_sees() -> None:
@@ -104,3 +114,20 @@ def test_canonical_fixes_the_strides_of_size_one_dimensions() -> None:
         strides = {canonical(x).stride() for x in layouts}
         assert len(strides) == 1
         assert all(torch.equal(canonical(x), plain) for x in layouts)
+
+
+def test_a_bias_before_batch_norm_is_left_out_without_effect() -> None:
+    torch.manual_seed(0)
+    plain = ConvBlock(3, 4, nonlinearity="relu", dropout=0.0, pool=False).double()
+    other, x = copy.deepcopy(plain), torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    wanted = plain.bn(plain.encoder(x))
+    found = normalized_convolution(x, other.encoder, other.bn)
+    torch.testing.assert_close(found, wanted)
+    for out in (wanted, found):
+        (out * torch.arange(6.0).double()).sum().backward()
+    for (name, theirs), ours in zip(plain.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+    assert other.encoder.bias is not None and other.encoder.bias.grad is not None
+    assert not other.encoder.bias.grad.any()
+    for (name, old), new in zip(plain.named_buffers(), other.named_buffers(), strict=True):
+        torch.testing.assert_close(new, old, msg=name)

@@ -19,7 +19,7 @@ class _Log(TorchDispatchMode):
     """Operations with their arguments and results, and what memory from before held."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
         self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self.born: dict[int, torch.UntypedStorage] = {}
@@ -59,7 +59,8 @@ class StandIn:
                 storage.copy_(content)
             torch.random.set_rng_state(drawn)
         for storage in log.born.values():
-            storage.fill_(0)  # wrong, yet no index out of bounds for what is recorded next
+            # wrong, yet no index out of bounds for what is recorded next
+            torch.empty(0, dtype=torch.uint8).set_(storage).zero_()
         StandIn.records += 1
 
         def replay() -> None:
