@@ -4,6 +4,7 @@ python -m benchmarks list
 python -m benchmarks tables                 what README.md and benchmarks/README.md quote of the kept results
 python -m benchmarks NAME [--quick] [--data-dir DIR] [--output DIR]
 python -m benchmarks throughput --processes K
+python -m benchmarks gpu [--part PART]      on a machine with a GPU
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ EXPERIMENTS = {
     "queue": "latency and bandwidth of a queue, and what a hand-over costs its stage",
     "heads": "cheaper similarity heads: test error and time of a step against the paper's",
     "input": "augmented images a second on one core",
+    "gpu": "on a GPU: same bits however it runs, cost of steps, plain and captured, and of hand-overs; pipelines",
 }
 """Name, which is that of the module in this package with underscores, and what it measures."""
 
@@ -60,11 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[..., Result] = importlib.import_module(_module(options.name)).run
     given: dict[str, object] = {"data_dir": options.data_dir} if options.name in _WITH_DATA else {}
     command = f"python -m benchmarks {options.name}" + (" --quick" if options.quick else "")
+    mistake = _mistake(options)
+    if mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    if options.part is not None:
+        given["part"] = options.part
+        command += f" --part {options.part}"
     if options.processes is not None:
-        mistake = _mistake(options)
-        if mistake:
-            print(f"error: {mistake}", file=sys.stderr)
-            return 2
         given["count"] = options.processes
         command += f" --processes {options.processes}"
     folder = options.output or (_QUICK if options.quick else _RESULTS)
@@ -78,9 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mistake(options: argparse.Namespace) -> str | None:
-    """What is wrong with `--processes`; None if nothing is."""
-    if options.name != "throughput":
-        return f"--processes is for throughput, not for {options.name}"
+    """What is wrong with the options of one experiment; None if nothing is."""
+    for option, only in (("processes", "throughput"), ("part", "gpu")):
+        if getattr(options, option) is not None and options.name != only:
+            return f"--{option} is for {only}, not for {options.name}"
+    if options.part is not None:
+        from benchmarks.experiments.gpu import PARTS
+
+        if options.part not in PARTS:
+            return f"--part is {options.part!r}; choose one of {', '.join(PARTS)}"
+    if options.processes is None:
+        return None
     from benchmarks.experiments.throughput import MOST_PROCESSES
 
     if 2 <= options.processes <= MOST_PROCESSES:
@@ -98,6 +111,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a rough figure within minutes")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="root in torchvision's layout (./data)")
     parser.add_argument("--processes", type=int, metavar="K", help="of throughput's pipelines (2; one a GPU)")
+    parser.add_argument("--part", metavar="PART", help="of gpu: one alone, such as steps (all but compiled)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for NAME.json and NAME.png")
     return parser.parse_args(arguments)
 

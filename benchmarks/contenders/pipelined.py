@@ -17,6 +17,8 @@ from pipeline.spans import Recorder
 
 __all__ = ["Given", "run_stage"]
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Given:
@@ -30,9 +32,15 @@ class Given:
 
 
 def run_stage(
-    stage: Trainable, stages: int, config: TrainConfig, packets: Iterable[Packet], recorder: Recorder | None = None
+    stage: Trainable,
+    stages: int,
+    config: TrainConfig,
+    packets: Iterable[Packet],
+    recorder: Recorder | None = None,
+    *,
+    device: torch.device = _CPU,
 ) -> None:
-    """One run on CPUs from the first packet to the stop packet, started and ended as training does.
+    """One run from the first packet to the stop packet, started and ended as training does.
 
     Args:
         stage: of this process; every process of the crew calls this with its own.
@@ -40,8 +48,9 @@ def run_stage(
         config: of the run.
         packets: what the first stage is fed; the others do not look at them.
         recorder: takes the spans, where a trace is wanted.
+        device: of the stage.
     """
     with connect(config) as world:
-        topology, links = Topology.over((1,) * stages, world.size), world.links(torch.device("cpu"))
+        topology, links = Topology.over((1,) * stages, world.size), world.links(device)
         with Session([stage], topology, config, world.control, links, recorder=recorder) as session:
             session.run(Given(packets) if stage.index == 0 else None)

@@ -139,10 +139,9 @@ def normalized_convolution(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm
     bias, mean = convolution.bias, norm.running_mean
     assert bias is not None and mean is not None and norm.momentum is not None
     maps = F.conv2d(x, convolution.weight, None, convolution.stride, cast(Any, convolution.padding))
-    out: Tensor = norm(_WithoutEffect.apply(maps, bias))
-    with torch.no_grad():
-        mean.add_(bias, alpha=norm.momentum)
-    return out
+    with torch.no_grad():  # before the norm, which keeps it for its backward: there (1 - momentum) of it will remain
+        mean.add_(bias, alpha=norm.momentum / (1 - norm.momentum))
+    return cast(Tensor, norm(_WithoutEffect.apply(maps, bias)))
 
 
 class ConvBlock(Block):
