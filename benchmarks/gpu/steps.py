@@ -81,36 +81,51 @@ def contenders(*, compiled: bool) -> list[Contender]:
 
 def measure(quick: bool, *, compiled: bool) -> tuple[list[Row], list[Target]]:
     """Rows and targets, from a process of its own."""
+    every = contenders(compiled=compiled)
+    if quick and compiled:  # minutes for each
+        every = [one for one in every if one.precision == "fp32" and one.method != "predsim"]
     with Crew(1) as crew:
-        (seen,) = crew.call(_measure, contenders(compiled=compiled), 3 if quick else 5, 10 if quick else 40)
+        (seen,) = crew.call(_measure, every, 3 if quick else 5, 10 if quick else 40)
     return rows_and_targets(seen)
 
 
 def _measure(member: Member, every: list[Contender], rounds: int, steps: int) -> dict[Contender, Seen]:
-    """Kernels and memory of each alone, then the time of all of one precision, interleaved."""
+    """Of one precision after the other: the memory of each alone, the time of all, interleaved, then their kernels.
+
+    Time comes before kernels: graphs that a profiler has looked at are slower from then on.
+    """
     device = torch.device("cuda", 0)
     found: dict[Contender, Seen] = {}
-    for precision in _PRECISIONS:
+    for precision in dict.fromkeys(one.precision for one in every):
         mine = [contender for contender in every if contender.precision == precision]
         with reproducible(mine[0].config, member.threads, device):
-            made: dict[Contender, Callable[[], object]] = {}
-            looked_at: dict[Contender, tuple[Kernels, float]] = {}
-            for contender in shown(mine, f"steps, {precision}"):
-                gc.collect()
-                before = torch.cuda.memory_reserved(device) / 1e6
-                step = made[contender] = step_of(contender, device)
-                for _ in range(_WARM_UP):
-                    step()
-                looked_at[contender] = kernels_of(step, device), peak_memory(step, device) - before
+            memory = {contender: _memory_of(contender, device) for contender in mine}
+            made = {contender: _warm(step_of(contender, device)) for contender in mine}
             timer, times = Timer(device), {contender: list[float]() for contender in mine}
-            for contender in mine * rounds:
+            for contender in shown(mine * rounds, f"rounds of steps, {precision}"):
                 made[contender]()
                 times[contender].append(timer(made[contender], steps))
-            found |= {contender: Seen(tuple(times[contender]), *looked_at[contender]) for contender in mine}
+            for contender in mine:
+                kernels = kernels_of(made[contender], device)
+                found[contender] = Seen(tuple(times[contender]), kernels, memory[contender])
             made.clear()
         gc.collect()
         torch.cuda.empty_cache()
     return found
+
+
+def _warm(step: Callable[[], object]) -> Callable[[], object]:
+    for _ in range(_WARM_UP):
+        step()
+    return step
+
+
+def _memory_of(contender: Contender, device: torch.device) -> float:
+    """Megabytes that torch reserves while nothing else is there; what was needed only before is given back first."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device) / 1e6
+    return peak_memory(_warm(step_of(contender, device)), device) - before
 
 
 def step_of(contender: Contender, device: torch.device) -> Callable[[], object]:
