@@ -145,15 +145,16 @@ class _Recorded:
 
     def _record(self, work: Callable[[], None]) -> Replay:
         """Raises _NotRecorded."""
-        before = _HostGenerators.now(self.block.numerics.device)
+        before, spoilt = _HostGenerators.now(self.block.numerics.device), ""
         try:
             replay = self._graphs.record(work)
-        except Exception as error:
+        except Exception as error:  # dropped here: its traceback keeps graphs of autograd that belong to the recording
+            spoilt = first_line(error)
+        if not spoilt and _HostGenerators.now(self.block.numerics.device) != before:
+            spoilt = "it draws random numbers on the host, which a graph would repeat"
+        if spoilt:
             before.restore()
-            raise _NotRecorded(self.block, first_line(error)) from error
-        if _HostGenerators.now(self.block.numerics.device) != before:
-            before.restore()
-            raise _NotRecorded(self.block, "it draws random numbers on the host, which a graph would repeat")
+            raise _NotRecorded(self.block, spoilt)
         return replay
 
 
