@@ -57,7 +57,7 @@ class CapturedStep:
         self._step(images, labels)
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
-        self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
+        self._images, self._labels = torch.zeros_like(images), torch.zeros_like(labels)
         try:
             self._replay = self._graphs().record(lambda: self._step(self._images, self._labels))
         except RuntimeError as error:

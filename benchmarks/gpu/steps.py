@@ -84,22 +84,22 @@ def measure(quick: bool, *, compiled: bool) -> tuple[list[Row], list[Target]]:
     every = contenders(compiled=compiled)
     if quick and compiled:  # minutes for each
         every = [one for one in every if one.precision == "fp32" and one.method != "predsim"]
+    memory = {contender: _memory_of(contender) for contender in shown(every, "steps, their memory")}
     with Crew(1) as crew:
-        (seen,) = crew.call(_measure, every, 3 if quick else 5, 10 if quick else 40)
+        (seen,) = crew.call(_measure, memory, 3 if quick else 5, 10 if quick else 40)
     return rows_and_targets(seen)
 
 
-def _measure(member: Member, every: list[Contender], rounds: int, steps: int) -> dict[Contender, Seen]:
-    """Of one precision after the other: the memory of each alone, the time of all, interleaved, then their kernels.
+def _measure(member: Member, memory: Mapping[Contender, float], rounds: int, steps: int) -> dict[Contender, Seen]:
+    """Of one precision after the other: the time of all, interleaved, then their kernels.
 
     Time comes before kernels: graphs that a profiler has looked at are slower from then on.
     """
     device = torch.device("cuda", 0)
     found: dict[Contender, Seen] = {}
-    for precision in dict.fromkeys(one.precision for one in every):
-        mine = [contender for contender in every if contender.precision == precision]
+    for precision in dict.fromkeys(one.precision for one in memory):
+        mine = [contender for contender in memory if contender.precision == precision]
         with reproducible(mine[0].config, member.threads, device):
-            memory = {contender: _memory_of(contender, device) for contender in mine}
             made = {contender: _warm(step_of(contender, device)) for contender in mine}
             timer, times = Timer(device), {contender: list[float]() for contender in mine}
             for contender in shown(mine * rounds, f"rounds of steps, {precision}"):
@@ -120,12 +120,16 @@ def _warm(step: Callable[[], object]) -> Callable[[], object]:
     return step
 
 
-def _memory_of(contender: Contender, device: torch.device) -> float:
-    """Megabytes that torch reserves while nothing else is there; what was needed only before is given back first."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved(device) / 1e6
-    return peak_memory(_warm(step_of(contender, device)), device) - before
+def _memory_of(contender: Contender) -> float:
+    """Megabytes, in a process where nothing else was before."""
+    with Crew(1) as crew:
+        return crew.call(_megabytes, contender)[0]
+
+
+def _megabytes(member: Member, contender: Contender) -> float:
+    device = torch.device("cuda", 0)
+    with reproducible(contender.config, member.threads, device):
+        return peak_memory(_warm(step_of(contender, device)), device)
 
 
 def step_of(contender: Contender, device: torch.device) -> Callable[[], object]:

@@ -157,9 +157,7 @@ class AveragePoolFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (kh, kw) = gradients, ctx.kernel
-        b, c, rows, columns = gradient.shape
-        means = gradient.new_empty(b, rows, columns, c)
-        torch.div(gradient.permute(0, 2, 3, 1), kh * kw, out=means)  # into the layout in the same pass
+        means = (gradient / (kh * kw)).permute(0, 2, 3, 1).contiguous()
         spread = spread_by_rows if gradient.is_cuda else spread_by_copy
         grad = spread(means, ctx.kernel, ctx.padding, *ctx.shape[2:])
         return grad.permute(0, 3, 1, 2), None, None

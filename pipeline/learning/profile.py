@@ -49,7 +49,8 @@ def measure_costs(
     deadline = time.perf_counter() + _BUDGET_S
     devices = [numerics.device] if numerics.device.type == "cuda" else []
     # A measured block learns from its own loss alone; the global loss adds about as much to each of them.
-    alone = replace(config, loss=config.loss_spec.isolated.name, split=None, stages=None)
+    # Compiling a block takes longer than the whole measurement may.
+    alone = replace(config, loss=config.loss_spec.isolated.name, split=None, stages=None, compile=False)
     with torch.random.fork_rng(devices=devices):
         return [
             _time(_copied(alone, network, shapes, classes, index, numerics), shape, classes, deadline)
@@ -63,6 +64,8 @@ def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockSha
     Counted on copies, without data where the layers allow that; draws no random number. Pooling, normalisation and
     optimizer do not count.
     """
+
+    config = replace(config, compile=False)
 
     def count(index: int, device: torch.device) -> float:
         batch, counter = config.batch_size, FlopCounter()

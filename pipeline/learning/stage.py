@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.balance import members, segment_ends
 from pipeline.learning.captured import Acting, Capture, run_forward, run_segments, run_update
+from pipeline.learning.compiled import check_compiler
 from pipeline.learning.graphs import CudaGraphs
 from pipeline.learning.local_block import LocalBlock, create_loss
 from pipeline.learning.losses import Targets
@@ -186,7 +187,12 @@ def build_stage(
     index: int,
     numerics: Numerics,
 ) -> Stage:
-    """Build stage `index` of a network whose stages have `split` blocks each, and none of the other blocks."""
+    """Build stage `index` of a network whose stages have `split` blocks each, and none of the other blocks.
+
+    Raises ConfigError where the blocks are to be compiled and there is no compiler.
+    """
+    if config.compile:
+        check_compiler(numerics.device)
     own = members(split)[index]
     firsts, lasts = segment_ends(config, shapes)
     blocks = []
