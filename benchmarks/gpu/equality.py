@@ -70,7 +70,10 @@ def measure(quick: bool) -> tuple[list[Row], list[Target]]:
                     found[name][placement.label] = crew.call(_digest, placement, changes)[0]
     transport = "nccl" if torch.cuda.device_count() >= 2 else "gloo through pinned memory"
     rows = [_row(name, digests, transport) for name, digests in found.items()]
-    return rows, [at_most(f"different weights of {row.label}", 1, row.figures["digests"]) for row in rows]
+    return rows, [
+        at_most(f"different weights of all placements, {name}", 1, row.figures["digests"])
+        for name, row in zip(found, rows, strict=True)
+    ]
 
 
 def _digest(member: Member, placement: Placement, changes: Mapping[str, Any]) -> str:
@@ -81,4 +84,4 @@ def _digest(member: Member, placement: Placement, changes: Mapping[str, Any]) ->
 
 def _row(name: str, digests: Mapping[str, str], transport: str) -> Row:
     settings: dict[str, Sequence[str] | str | Mapping[str, str]] = {"transport": transport, "state_sha256": digests}
-    return Row(f"same bits: {name}", settings, {"digests": summarize([float(len(set(digests.values())))])})
+    return Row(f"same bits, {name}", settings, {"digests": summarize([float(len(set(digests.values())))])})

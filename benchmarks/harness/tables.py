@@ -55,6 +55,16 @@ _SHOWN = {
             "step_time_over_backprop": "step time over backprop",
         }
     ),
+    "gpu": _Columns(
+        {
+            "milliseconds": "milliseconds a step",
+            "of_captured_backprop": "of captured backprop",
+            "of_plain_backprop": "of plain backprop",
+            "kernel_milliseconds": "its kernels, ms",
+            "launches": "launches",
+        },
+        rows="(back|pred)",
+    ),
 }
 
 _SUMMARY = (

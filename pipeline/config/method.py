@@ -49,8 +49,8 @@ class Method:
     compile: bool = option(
         False,
         "each block through torch.compile",
-        doc="each block's training step through torch.compile: faster on a GPU after a minute or more of compilation, "
-        "with bits of its own, the same for every placement",
+        doc="each block's training step through torch.compile, with bits of its own, the same for every placement; "
+        "the first steps take a minute or more",
     )
     seed: int = option(1, "key of all random numbers", Bounds(0, 2**63 - 1), given="at least 0")
 

@@ -25,16 +25,16 @@ from pipeline.runtime.checkpoint import digest
 CPU = torch.device("cpu")
 
 
-def stages(config: TrainConfig, split: Sequence[int]) -> list[Stage]:
+def stages(config: TrainConfig, split: Sequence[int], dropout: float = 0.2) -> list[Stage]:
     torch.manual_seed(0)
-    layers = (nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
+    layers = (nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
     network = given_network(blocks_from(nn.Sequential(*layers)))
     shapes = infer_shapes(network, (6,))
     return [build_stage(config, network, shapes, 3, split, index, Numerics(CPU)) for index in range(len(split))]
 
 
-def trained(config: TrainConfig, split: Sequence[int]) -> dict[str, Tensor]:
-    made = stages(config, split)
+def trained(config: TrainConfig, split: Sequence[int], dropout: float = 0.2) -> dict[str, Tensor]:
+    made = stages(config, split, dropout)
     for step in range(3):
         draw = torch.Generator().manual_seed(step)
         x, labels = torch.randn(4, 6, generator=draw), torch.randint(3, (4,), generator=draw)
@@ -55,7 +55,8 @@ def test_compiled_blocks_have_the_same_bits_for_every_placement() -> None:
     config = TrainConfig(loss="pred", batch_size=4, lr=1e-2, compile=True)
     whole, apart = trained(config, (3,)), trained(config, (1, 2))
     assert digest(whole) == digest(apart)
-    plain = trained(TrainConfig(loss="pred", batch_size=4, lr=1e-2), (3,))
+    plain = trained(TrainConfig(loss="pred", batch_size=4, lr=1e-2), (3,), dropout=0)
+    whole = trained(config, (3,), dropout=0)  # a compiled dropout draws other numbers
     assert any(name.endswith("local_head.decoder.weight") for name in whole)
     weights = [name for name in plain if re.fullmatch(r"\d\.body\.\d\.weight", name)]
     assert len(weights) == 3
