@@ -20,7 +20,7 @@ def create_optimizer(config: Method, parameters: Sequence[nn.Parameter], fused: 
     it in float32, captured or not.
     """
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
-    on_gpu = parameters[0].device.type == "cuda"
+    on_gpu = any(parameter.is_cuda for parameter in parameters)
     if on_gpu:
         common["lr"] = torch.tensor(config.lr, dtype=torch.float32, device=parameters[0].device)
     if config.optimizer == "sgd":
