@@ -24,6 +24,9 @@ from pipeline.runtime.checkpoint import digest
 
 CPU = torch.device("cpu")
 
+# Of torch's own compiler: it uses what torch 2.11 has deprecated, leaves files to the collector, and misses CUDA.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 def stages(config: TrainConfig, split: Sequence[int], dropout: float = 0.2) -> list[Stage]:
     torch.manual_seed(0)
@@ -49,8 +52,6 @@ def trained(config: TrainConfig, split: Sequence[int], dropout: float = 0.2) -> 
 @pytest.mark.runs
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-# Inductor's own: it opens files and leaves closing them to the collector, and speaks of CUDA where there is none.
-@pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_have_the_same_bits_for_every_placement() -> None:
     config = TrainConfig(loss="pred", batch_size=4, lr=1e-2, compile=True)
     whole, apart = trained(config, (3,)), trained(config, (1, 2))
@@ -67,7 +68,6 @@ def test_compiled_blocks_have_the_same_bits_for_every_placement() -> None:
 @pytest.mark.runs
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore")
 def test_the_gradient_of_a_pooling_is_compiled_as_a_gpu_spreads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "spread_by_copy", ops.spread_by_rows)
     pool = AveragePool((2, 4))
