@@ -31,11 +31,24 @@ from pipeline.network.blocks import canonical
 from pipeline.network.spec import BlockShape, Network, infer_shapes
 from pipeline.network.zoo import named_network
 
-__all__ = ["Case", "ClockedStage", "Step", "cases", "figures_of_stage", "measure_cases", "of_slowest_alone"]
+__all__ = [
+    "CLASSES",
+    "STAGES",
+    "Case",
+    "ClockedStage",
+    "Step",
+    "cases",
+    "compute_alone",
+    "figures_of_stage",
+    "measure_cases",
+    "of_slowest_alone",
+    "plan",
+    "synthetic",
+]
 
 STAGES = 2
 OF_SLOWEST, COST_PERCENT = 0.97, 3.0  # what is wanted
-_CLASSES, _SHAPE = 10, (3, 32, 32)
+CLASSES, _SHAPE = 10, (3, 32, 32)
 _CPU = torch.device("cpu")
 _PACKETS = 4  # different ones, so that a stage alone does not find its input in the caches either
 
@@ -160,60 +173,65 @@ class ClockedStage(Stage):
         return Step(*((after - before) / count for before, after in zip(first, last, strict=True)))
 
 
-def _plan(case: Case) -> tuple[Network, list[BlockShape], tuple[int, ...]]:
-    """The network, its shapes and its cut."""
-    network = named_network(ModelConfig(model="vgg8b", width=case.width), _SHAPE, _CLASSES, case.config.loss)
+def plan(config: TrainConfig, width: float) -> tuple[Network, list[BlockShape], tuple[int, ...]]:
+    """vgg8b, its shapes and its cut into two stages."""
+    network = named_network(ModelConfig(model="vgg8b", width=width), _SHAPE, CLASSES, config.loss)
     shapes = infer_shapes(network, _SHAPE)
-    return network, shapes, balance(count_costs(case.config, network, shapes, _CLASSES), STAGES)
+    return network, shapes, balance(count_costs(config, network, shapes, CLASSES), STAGES)
 
 
 def take_turns(member: Member, case: Case) -> list[tuple[Step, Step]]:
     """What this process sees of all rounds, the first of which is for warming up."""
-    network, shapes, split = _plan(case)
+    network, shapes, split = plan(case.config, case.width)
     numerics = Numerics(_CPU)
-    stage = ClockedStage(build_stage(case.config, network, shapes, _CLASSES, split, member.rank, numerics))
-    synthetic = _synthetic(case, stage.takes["x"].shape)
+    stage = ClockedStage(build_stage(case.config, network, shapes, CLASSES, split, member.rank, numerics))
+    packets = synthetic(case.batch, stage.takes["x"].shape)
     rounds = []
     for _ in range(case.rounds + 1):
-        alone = _alone(stage, case, synthetic)
-        rounds.append((alone, _pipelined(stage, case, synthetic)))
+        alone = _alone(stage, case, packets)
+        rounds.append((alone, _pipelined(stage, case, packets)))
     return rounds[1:]
 
 
-def _synthetic(case: Case, shape: Sequence[int]) -> list[Packet]:
+def synthetic(batch: int, shape: Sequence[int]) -> list[Packet]:
     """Packets of noise, such as a nonlinearity would leave it."""
     generator = torch.Generator().manual_seed(0)
     packets = []
     for index in range(_PACKETS):
-        activation = canonical(torch.randn(case.batch, *shape, generator=generator).relu())
-        labels = torch.randint(_CLASSES, (case.batch,), generator=generator)
+        activation = canonical(torch.randn(batch, *shape, generator=generator).relu())
+        labels = torch.randint(CLASSES, (batch,), generator=generator)
         packets.append(Packet.of(Kind.TRAIN, Position(1, index), activation, labels))
     return packets
 
 
-def _train(case: Case, synthetic: Sequence[Packet]) -> Iterator[Packet]:
+def _train(case: Case, packets: Sequence[Packet]) -> Iterator[Packet]:
     """The packets of one turn."""
     for step in range(case.warm_up + case.steps):
-        yield synthetic[step % len(synthetic)]
+        yield packets[step % len(packets)]
 
 
-def _alone(stage: ClockedStage, case: Case, synthetic: Sequence[Packet]) -> Step:
-    """Compute as the worker would, and hand on nothing."""
+def compute_alone(stage: Stage, packet: Packet) -> None:
+    """A step as the worker would make it, which hands on nothing."""
+    if stage.index == STAGES - 1:
+        stage.step(packet)
+    else:
+        stage.forward(packet)
+        stage.update()
+
+
+def _alone(stage: ClockedStage, case: Case, packets: Sequence[Packet]) -> Step:
+    """Steps alone, all processes at once."""
     stage.start_clocks()
     dist.barrier()
-    for packet in _train(case, synthetic):
-        if stage.index == STAGES - 1:
-            stage.step(packet)
-        else:
-            stage.forward(packet)
-            stage.update()
+    for packet in _train(case, packets):
+        compute_alone(stage, packet)
     return stage.average(case.steps)
 
 
-def _pipelined(stage: ClockedStage, case: Case, synthetic: Sequence[Packet]) -> Step:
+def _pipelined(stage: ClockedStage, case: Case, packets: Sequence[Packet]) -> Step:
     """The same packets through the pipeline."""
     stage.start_clocks()
-    run_stage(stage, STAGES, case.config, [*_train(case, synthetic), Packet(Kind.STOP, Position(1, case.steps))])
+    run_stage(stage, STAGES, case.config, [*_train(case, packets), Packet(Kind.STOP, Position(1, case.steps))])
     return stage.average(case.steps)
 
 
@@ -230,7 +248,7 @@ def _rows(case: Case, turns: Sequence[_Turns]) -> list[Row]:
 
 
 def _settings(case: Case) -> Mapping[str, Any]:
-    _, shapes, split = _plan(case)
+    _, shapes, split = plan(case.config, case.width)
     handed_on = shapes[split[0] - 1].outputs
     return {
         "loss": case.config.loss,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
-
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.packet import Packet, Position
 from pipeline.learning.stage import Trainable
@@ -16,8 +14,6 @@ from pipeline.runtime.world import connect
 from pipeline.spans import Recorder
 
 __all__ = ["Given", "run_stage"]
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,13 +28,7 @@ class Given:
 
 
 def run_stage(
-    stage: Trainable,
-    stages: int,
-    config: TrainConfig,
-    packets: Iterable[Packet],
-    recorder: Recorder | None = None,
-    *,
-    device: torch.device = _CPU,
+    stage: Trainable, stages: int, config: TrainConfig, packets: Iterable[Packet], recorder: Recorder | None = None
 ) -> None:
     """One run from the first packet to the stop packet, started and ended as training does.
 
@@ -48,9 +38,8 @@ def run_stage(
         config: of the run.
         packets: what the first stage is fed; the others do not look at them.
         recorder: takes the spans, where a trace is wanted.
-        device: of the stage.
     """
     with connect(config) as world:
-        topology, links = Topology.over((1,) * stages, world.size), world.links(device)
+        topology, links = Topology.over((1,) * stages, world.size), world.links(stage.device)
         with Session([stage], topology, config, world.control, links, recorder=recorder) as session:
             session.run(Given(packets) if stage.index == 0 else None)

@@ -10,24 +10,20 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from benchmarks.contenders.handover import CLASSES, STAGES, compute_alone, plan, synthetic
 from benchmarks.contenders.pipelined import run_stage
 from benchmarks.harness.crew import Crew, Member
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.report import Row, Target
-from pipeline.config.schema import ModelConfig, TrainConfig
-from pipeline.learning.balance import balance
+from pipeline.config.schema import TrainConfig
 from pipeline.learning.numerics import Numerics
-from pipeline.learning.packet import Kind, Packet, Position
-from pipeline.learning.profile import count_costs
+from pipeline.learning.packet import Kind, Packet
 from pipeline.learning.stage import Stage, build_stage
-from pipeline.network.spec import BlockShape, Network, infer_shapes
-from pipeline.network.zoo import named_network
 from pipeline.runtime.world import reproducible
 
 __all__ = ["Turn", "measure"]
 
-STAGES = 2
-_SHAPE, _CLASSES, _BATCH = (3, 32, 32), 10, 128
+_BATCH = 128
 _WARM_UP = 6  # steps of every turn; capturing is over by then
 
 
@@ -49,56 +45,31 @@ def measure(quick: bool) -> tuple[list[Row], list[Target]]:
     return [_row(index, mine, config, gpus) for index, mine in enumerate(turns)], []
 
 
-def _plan(config: TrainConfig) -> tuple[Network, list[BlockShape], tuple[int, ...]]:
-    network = named_network(ModelConfig(model="vgg8b"), _SHAPE, _CLASSES, config.loss)
-    shapes = infer_shapes(network, _SHAPE)
-    return network, shapes, balance(count_costs(config, network, shapes, _CLASSES), STAGES)
-
-
 def _turns(member: Member, config: TrainConfig, rounds: int, steps: int) -> list[Turn]:
     """What this process sees of all rounds after the first."""
-    network, shapes, split = _plan(config)
+    network, shapes, split = plan(config, 1.0)
     device = torch.device("cuda", member.rank % torch.cuda.device_count())
     with reproducible(config, member.threads, device):
-        stage = build_stage(config, network, shapes, _CLASSES, split, member.rank, Numerics(device, config.precision))
-        packet = _packet(stage)
+        stage = build_stage(config, network, shapes, CLASSES, split, member.rank, Numerics(device, config.precision))
+        (packet, *_), takes = synthetic(_BATCH, stage.takes["x"].shape), stage.takes["x"]
+        packet = packet.with_x(packet.x.to(device, takes.dtype))
         found = [_turn(stage, packet, config, steps) for _ in range(rounds + 1)]
     return found[1:]
-
-
-def _packet(stage: Stage) -> Packet:
-    generator = torch.Generator().manual_seed(0)
-    x = (
-        stage.takes["x"]
-        .empty(_BATCH, torch.device("cpu"))
-        .copy_(torch.randn(_BATCH, *stage.takes["x"].shape, generator=generator).relu())
-    )
-    labels = torch.randint(_CLASSES, (_BATCH,), generator=generator)
-    return Packet.of(Kind.TRAIN, Position(), x.to(stage.device), labels)
 
 
 def _turn(stage: Stage, packet: Packet, config: TrainConfig, steps: int) -> Turn:
     dist.barrier()
     for _ in range(_WARM_UP):
-        _alone(stage, packet)
-    alone = _milliseconds(lambda: _alone(stage, packet), stage, steps)
+        compute_alone(stage, packet)
+    alone = _milliseconds(lambda: compute_alone(stage, packet), stage, steps)
     clock = _Clock(stage, steps)
-    run_stage(clock, STAGES, config, clock.packets(packet), device=stage.device)
+    run_stage(clock, STAGES, config, clock.packets(packet))
     x = stage.forward(packet).x if stage.index < STAGES - 1 else packet.x
     if stage.index < STAGES - 1:
         stage.update()
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     copied = _milliseconds(lambda: x.copy_(host.copy_(x, non_blocking=True), non_blocking=True), stage, steps)
     return Turn(alone, clock.milliseconds, copied)
-
-
-def _alone(stage: Stage, packet: Packet) -> None:
-    """Compute as the worker would, and hand on nothing."""
-    if stage.index == STAGES - 1:
-        stage.step(packet)
-    else:
-        stage.forward(packet)
-        stage.update()
 
 
 def _milliseconds(act: Callable[[], object], stage: Stage, steps: int) -> float:
@@ -154,7 +125,7 @@ class _Clock(Stage):
 
 
 def _row(index: int, turns: Sequence[Turn], config: TrainConfig, gpus: int) -> Row:
-    _, shapes, split = _plan(config)
+    _, shapes, split = plan(config, 1.0)
     payload = 2 * _BATCH * math.prod(shapes[split[0] - 1].outputs)
     settings = {"gpus": gpus, "split": list(split), "payload_bytes": payload, "precision": config.precision}
     alone, pipelined = [turn.alone for turn in turns], [turn.pipelined for turn in turns]

@@ -14,7 +14,7 @@ from benchmarks.contenders.backprop import backprop_step
 from benchmarks.contenders.common import CHEAP_HEAD, Mixed, build_blocks
 from benchmarks.gpu.kernels import Kernels, Timer, kernels_of, peak_memory
 from benchmarks.harness.crew import Crew, Member
-from benchmarks.harness.figures import Figure, ratio, summarize
+from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Row, Target, at_most
 from pipeline.config.schema import ModelConfig, TrainConfig
@@ -91,10 +91,7 @@ def measure(quick: bool, *, compiled: bool) -> tuple[list[Row], list[Target]]:
 
 
 def _measure(member: Member, memory: Mapping[Contender, float], rounds: int, steps: int) -> dict[Contender, Seen]:
-    """Of one precision after the other: the time of all, interleaved, then their kernels.
-
-    Time comes before kernels: graphs that a profiler has looked at are slower from then on.
-    """
+    """Of one precision after the other: the time of all, interleaved, then their kernels."""
     device = torch.device("cuda", 0)
     found: dict[Contender, Seen] = {}
     for precision in dict.fromkeys(one.precision for one in memory):
@@ -199,10 +196,6 @@ def _targets(seen: Mapping[Contender, Seen], by_label: Mapping[str, Seen]) -> li
             targets.append(at_most(f"time of {contender.label} over its kernels", _OVER_KERNELS, over))
             plain = by_label.get(f"{method}, {precision}, plain")
             if plain is not None:
-                memory = _single(one.megabytes / plain.megabytes)
+                memory = summarize([one.megabytes / plain.megabytes])
                 targets.append(at_most(f"memory of {contender.label} over plain", _OVER_MEMORY, memory))
     return targets
-
-
-def _single(value: float) -> Figure:
-    return summarize([value])

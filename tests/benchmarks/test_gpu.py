@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -68,8 +67,8 @@ def test_placements_differ_in_processes_stages_and_form() -> None:
     assert all(sum(one.split) == 8 for one in every) and "glob" in CASES
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["gpu", "--part", "steps"]) == 1
     assert "error: gpu ended early: the experiment gpu needs a GPU" in capsys.readouterr().err
 
@@ -119,5 +118,4 @@ def test_a_captured_step_of_backprop_has_the_bits_of_a_plain_one(
 def test_the_loss_of_a_contender_decides_its_network() -> None:
     names = {one.method: one.config.loss for one in contenders(compiled=False)}
     assert names == {"backprop": "glob", "pred": "pred", "predsim": "predsim", "predsim, cheap head": "predsim"}
-    cheap = replace(Contender("predsim, cheap head", "fp32", "plain"))
-    assert cheap.config.similarity_head == "pool-4x4"
+    assert Contender("predsim, cheap head", "fp32", "plain").config.similarity_head == "pool-4x4"
