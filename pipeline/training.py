@@ -167,15 +167,17 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
     control, config, numerics = world.control, job.config, Numerics(device, job.config.precision)
     control.together("configuration", lambda: check_same_configuration(control, config))
     folder, batches, sizes = _open(job, options, world, device)
-    layout = agree_on_layout(control, config, job.network, sizes, numerics, world.seat)
+    largest = sizes.largest_batch(config.batch_size)  # nothing is measured or kept for more samples than there are
+    layout = agree_on_layout(control, replace(config, batch_size=largest), job.network, sizes, numerics, world.seat)
     split, topology = layout.split, Topology.over(layout.split, world.size)
     config = replace(config, segments=layout.segments, split=split, stages=len(split), threads=_threads(layout))
+    working = replace(config, batch_size=largest)
     torch.set_num_threads(layout.threads[world.rank])
     if folder is not None:
         folder.write_config(to_toml(job.effective(config)))
     world.bulk.from_first(_state(job.given))
     stages = [
-        build_stage(config, layout.network, layout.shapes, layout.classes, split, index, numerics)
+        build_stage(working, layout.network, layout.shapes, layout.classes, split, index, numerics)
         for index in topology.stages_of(world.rank)
     ]
     links = world.links(device)
@@ -186,7 +188,7 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
         display.start(plan)
     collector = Collector(config, display, folder)
     recorder = Recorder(enabled=options.trace is not None, synchronize=stages[0].synchronize)
-    session = Session(stages, topology, config, control, links, collector, recorder)
+    session = Session(stages, topology, working, control, links, collector, recorder)
     with staying_on(layout.cores), session:
         session.run(None if batches is None else Feed(batches, config))
     weights, state_sha256 = collect_state(stages, topology, world.bulk)
@@ -220,7 +222,13 @@ def _open(
     folder, batches = world.control.together("start", first if world.rank == 0 else lambda: (None, None))
     mine = None
     if batches is not None:
-        mine = Sizes(tuple(batches.shape), batches.classes, batches.train_samples, batches.steps_per_epoch)
+        mine = Sizes(
+            tuple(batches.shape),
+            batches.classes,
+            batches.train_samples,
+            batches.test_samples,
+            batches.steps_per_epoch,
+        )
     return folder, batches, SIZES.share(world.control, mine)
 
 

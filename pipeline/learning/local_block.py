@@ -15,6 +15,7 @@ from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import TensorSpec
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.spec import HeadBuilder
+from pipeline.network.trial import Manners
 from pipeline.seeding import seed_default_generator
 
 __all__ = ["LocalBlock", "create_loss"]
@@ -58,6 +59,7 @@ class LocalBlock:
         gradient_in: whether a gradient arrives from the next block (from inside its segment).
         gradient_out: whether the block before wants one.
         gives: one sample of what is handed on.
+        manners: how the block treats what it is given.
 
     Attributes:
         scored: what the last `update` or `evaluate` made of its batch, where the block has a loss.
@@ -74,9 +76,11 @@ class LocalBlock:
         gives: TensorSpec,
         gradient_in: bool = False,
         gradient_out: bool = False,
+        manners: Manners = Manners(),  # noqa: B008  frozen
     ) -> None:
-        self.index, self.config, self.numerics = index, config, numerics
-        self.block, self.loss = numerics.place(block), None if loss is None else numerics.place(loss)
+        self.index, self.config, self.numerics, self.manners = index, config, numerics, manners
+        self.block = numerics.place(block, channels_last=manners.channels_last)
+        self.loss = None if loss is None else numerics.place(loss)
         self.gradient_in, self.gradient_out, self.gives = gradient_in, gradient_out, gives
         self.scored: Scored | None = None
         self._one = torch.ones((), dtype=torch.promote_types(numerics.dtype, torch.float32), device=numerics.device)
@@ -116,9 +120,9 @@ class LocalBlock:
         if self.gradient_out:
             x = x.detach().requires_grad_()
         with self.numerics.autocast():
-            h = self._features(x)
+            h = self._features(self.manners.given(x))
             with torch.set_grad_enabled(self.gradient_in):
-                out = self._hand_on(h)
+                out = self._hand_on(self.manners.handed(h))
         self._x, self._h, self._out = x, h, out
         return self._handed_on(out)
 
@@ -156,10 +160,10 @@ class LocalBlock:
     def evaluate(self, x: Tensor, targets: Targets) -> Tensor:
         """What the block hands on in evaluation mode; what its loss makes of the batch is in `scored`."""
         with self.numerics.autocast():
-            h = self.block.features(x)
+            h = self.block.features(self.manners.given(x))
             if self.loss is not None:
                 self.scored = Scored(*self.loss(h, targets))
-            return self._handed_on(self.block.hand_on(h))
+            return self._handed_on(self.block.hand_on(self.manners.handed(h)))
 
     def _handed_on(self, out: Tensor) -> Tensor:
         return canonical(out.detach().to(self.numerics.dtype), self.numerics.channels_last)

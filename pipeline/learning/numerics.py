@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from pipeline.network.trial import lay_out
+
 __all__ = ["FORMATS", "Numerics"]
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,9 +40,10 @@ class Numerics:
         # No weight is used twice, and a cache would not last from one captured graph to the next.
         return torch.autocast(device, self.dtype, enabled=self.dtype.itemsize < 4, cache_enabled=False)
 
-    def place(self, module: M) -> M:
-        """`module` on the device in the memory layout, its weights in float64 where that is the precision."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+    def place(self, module: M, *, channels_last: bool = True) -> M:
+        """`module` on the device, its weights in float64 where that is the precision; channels last if both say so."""
         if self.precision == "fp64":
             module = module.to(torch.float64)
-        return module.to(self.device).to(memory_format=layout)
+        module = module.to(self.device)
+        lay_out(module, self.channels_last and channels_last)
+        return module

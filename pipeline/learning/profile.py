@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.blocks import canonical
+from pipeline.network.copies import copied
 from pipeline.network.flops import FlopCounter
 from pipeline.network.spec import BlockShape, Network
 
@@ -80,7 +80,7 @@ def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockSha
     for index in range(len(network)):
         try:
             costs.append(count(index, torch.device("meta")))
-        except RuntimeError:
+        except Exception:  # whatever a user's module makes of a device without data
             costs.append(count(index, torch.device("cpu")))
     return costs
 
@@ -89,7 +89,8 @@ def _copied(
     config: TrainConfig, network: Network, shapes: Sequence[BlockShape], classes: int, index: int, numerics: Numerics
 ) -> Stage:
     """Block `index` with its local loss as a stage; of one that the user built, a copy."""
-    spec = replace(network[index], given=copy.deepcopy(network[index].given))
+    given = network[index].given
+    spec = replace(network[index], given=given if given is None else copied(given))
     network = (*network[:index], spec, *network[index + 1 :])
     return build_stage(config, network, shapes, classes, [1] * len(network), index, numerics)
 

@@ -201,8 +201,16 @@ def build_stage(
         features, head = shapes[i].features, network[i].similarity_head
         loss = create_loss(config, i, features, classes, output=output, segment_end=last, similarity_head=head)
         block = build_block(network[i], config.seed, i)
-        gives, (grad_in, grad_out) = TensorSpec(shapes[i].outputs, numerics.dtype), (not last, not first)
-        blocks.append(
-            LocalBlock(i, block, loss, config, numerics, gives=gives, gradient_in=grad_in, gradient_out=grad_out)
+        local = LocalBlock(
+            i,
+            block,
+            loss,
+            config,
+            numerics,
+            gives=TensorSpec(shapes[i].outputs, numerics.dtype),
+            gradient_in=not last,
+            gradient_out=not first,
+            manners=shapes[i].manners,
         )
+        blocks.append(local)
     return Stage(index, blocks, config, shapes[own[0]].inputs, shapes[own[-1]].outputs)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, first_line
 from pipeline.network.blocks import Block
 from pipeline.network.flops import FlopCounter
+from pipeline.network.trial import Manners, materialize, try_out
 from pipeline.seeding import seed_default_generator
 
 __all__ = ["BlockShape", "BlockSpec", "HeadBuilder", "Network", "build_block", "infer_shapes"]
@@ -42,6 +42,7 @@ class BlockShape:
     features: tuple[int, ...]
     outputs: tuple[int, ...]
     macs: int  # multiply-accumulates of one sample's forward
+    manners: Manners = field(default_factory=Manners)
 
 
 def build_block(spec: BlockSpec, seed: int, index: int) -> Block:
@@ -53,43 +54,60 @@ def build_block(spec: BlockSpec, seed: int, index: int) -> Block:
         return spec.build()
 
 
-def infer_shapes(network: Network, shape: tuple[int, ...]) -> list[BlockShape]:
-    """Shapes and cost of every block for one sample of `shape`, on copies without data; draws no random number.
+def infer_shapes(
+    network: Network,
+    shape: tuple[int, ...],
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  immutable
+    dtype: torch.dtype = torch.float32,
+    seed: int = 1,
+) -> list[BlockShape]:
+    """Shapes and cost of every block for one sample of `shape`, on copies; draws no random number.
 
-    Raises ConfigError if a block does not take what the one before hands on.
+    Blocks that the user built are tried out in training and evaluation on the `device`, in mixed precision where
+    `dtype` is a half one; their lazy layers get their sizes, and weights keyed by (seed, block). All others are known
+    to train and are asked for shapes alone.
+
+    Raises ConfigError if a block does not take what the one before hands on, or cannot be trained.
     """
     shapes = []
     for index, spec in enumerate(network):
-        try:
-            shapes.append(_infer(spec, shape))
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise ConfigError(
-                f"block {index} ({spec.name}) does not take input of shape {list(shape)}: {first_line(error)}; "
-                "change the block or the one before it"
-            ) from error
-        shape = shapes[-1].outputs
+        name = f"block {index} ({spec.name})"
+        if spec.given is None:
+            found = _infer(spec, shape, name)
+        else:
+            found = _try(spec.given, shape, device, dtype, name, (seed, index))
+        shapes.append(found)
+        shape = found.outputs
     return shapes
 
 
-def _infer(spec: BlockSpec, shape: tuple[int, ...]) -> BlockShape:
-    """Run a copy in evaluation mode on two synthetic samples, on the meta device where its layers allow that."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            return _run_copy(spec, shape, torch.device("meta"))
-        except RuntimeError:
-            return _run_copy(spec, shape, torch.device("cpu"))
+def _try(
+    block: Block, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, name: str, key: tuple[int, int]
+) -> BlockShape:
+    try:
+        materialize(block, shape, *key)
+    except Exception as error:  # whatever the user's code raises
+        raise _does_not_fit(name, shape, error) from error
+    trial = try_out(block, shape, device, dtype, name)
+    return BlockShape(shape, trial.features, trial.outputs, trial.macs, trial.manners)
 
 
-def _run_copy(spec: BlockSpec, shape: tuple[int, ...], device: torch.device) -> BlockShape:
-    if spec.given is not None:
-        block = copy.deepcopy(spec.given).to(device)
-    else:
-        with device:
-            block = spec.build()
-    block.eval()
-    samples, counter = 2, FlopCounter()
-    with torch.no_grad(), counter:
-        h: Tensor = block.features(torch.zeros(samples, *shape, device=device))
-        out = block.hand_on(h)
-    macs = counter.flops // (2 * samples)
-    return BlockShape(shape, tuple(h.shape[1:]), tuple(out.shape[1:]), macs)
+def _infer(spec: BlockSpec, shape: tuple[int, ...], name: str) -> BlockShape:
+    """Run a block in evaluation mode on two synthetic samples, on the meta device."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            block, samples, counter = spec.build().eval(), 2, FlopCounter()
+            with torch.no_grad(), counter:
+                h: Tensor = block.features(torch.zeros(samples, *shape))
+                out = block.hand_on(h)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise _does_not_fit(name, shape, error) from error
+    return BlockShape(shape, tuple(h.shape[1:]), tuple(out.shape[1:]), counter.flops // (2 * samples))
+
+
+def _does_not_fit(name: str, shape: tuple[int, ...], error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{name} does not take input of shape {list(shape)}: {type(error).__name__}: {first_line(error)}; change the "
+        "block or the one before it"
+    )

@@ -10,10 +10,12 @@ from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.learning.balance import balance, cut_segments, members
 from pipeline.learning.cores import Host, share_cores
+from pipeline.learning.memory import check_loss_memory
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs, count_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
 from pipeline.runtime.cores import Seat, hosts_of, own_cores
+from pipeline.runtime.memory import memory_of
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic
 
@@ -40,7 +42,12 @@ class Sizes:
     shape: tuple[int, ...]  # of one sample
     classes: int
     train_samples: int
+    test_samples: int
     steps_per_epoch: int
+
+    def largest_batch(self, batch_size: int) -> int:
+        """Samples of the largest batch that there will be."""
+        return min(batch_size, max(self.train_samples, self.test_samples))
 
     def trained_samples(self, batch_size: int) -> int:
         """Samples that an epoch trains; a last batch of one is left out."""
@@ -85,14 +92,21 @@ def agree_on_layout(
     """Describe the network in every process; process 0 decides the split, and who gets how many cores.
 
     Raises:
-        ConfigError: blocks that do not fit each other, or a split that does not fit the network.
-        DataError: an output layer with fewer scores than the data has classes.
+        ConfigError: blocks that do not fit each other, a split that does not fit the network, or local losses that
+            need more memory than there is.
+        DataError: an output layer with another number of scores than the data has classes.
     """
-    network, shapes, config = control.together("network", lambda: _describe(control, config, factory, sizes))
+    network, shapes, config = control.together("network", lambda: _describe(control, config, factory, sizes, numerics))
     _SEATS.publish(control, control.rank, [mine.host, list(mine.mask), mine.count])
     told = _SEATS.gather(control, range(control.world_size))
     seats = [Seat(host, tuple(mask), count) for host, mask, count in told]
     hosts, decided = hosts_of(seats), None
+    names = len({one.host for one in seats})
+
+    def check_memory() -> None:
+        check_loss_memory(config, network, shapes, sizes.classes, *memory_of(numerics.device, names, len(seats)))
+
+    control.together("memory", check_memory if control.rank == 0 else lambda: None)
     if control.rank == 0:
         # A single stage has the whole cost, whatever that is.
         split: Sequence[int] = [len(network)]
@@ -107,14 +121,14 @@ def agree_on_layout(
 
 
 def _describe(
-    control: Control, config: TrainConfig, factory: NetworkFactory, sizes: Sizes
+    control: Control, config: TrainConfig, factory: NetworkFactory, sizes: Sizes, numerics: Numerics
 ) -> tuple[Network, list[BlockShape], TrainConfig]:
     network = factory(sizes.shape, sizes.classes)
     config.check_blocks(len(network), control.world_size)
-    shapes = infer_shapes(network, sizes.shape)
+    shapes = infer_shapes(network, sizes.shape, device=numerics.device, dtype=numerics.dtype, seed=config.seed)
     config = count_segments(config, shapes, control.world_size)
     scores = shapes[-1].outputs
-    if len(scores) != 1 or scores[0] < sizes.classes:
+    if scores != (sizes.classes,):
         raise DataError(
             f"the data has {sizes.classes} classes, but the output layer gives scores of shape {list(scores)}; "
             f"make it [{sizes.classes}]"

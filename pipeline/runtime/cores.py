@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from pipeline.learning.cores import Host
+from pipeline.runtime.control_groups import control_groups
 
 __all__ = ["Seat", "hosts_of", "own_cores", "seat", "staying_on"]
 
@@ -38,22 +39,7 @@ def seat(root: Path = Path("/")) -> Seat:
 
 def _quota(root: Path) -> float | None:
     """Cores' worth of time that the control groups of this process allow; None is no limit."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        tree = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        group = tree / path.lstrip("/")
-        for folder in (group, *group.parents):  # a limit of any group above counts, too
-            found += _limit(folder)
-            if folder == tree:
-                break
-    return min(found, default=None)
+    return min((limit for folder in control_groups("cpu", root) for limit in _limit(folder)), default=None)
 
 
 def _limit(folder: Path) -> list[float]:

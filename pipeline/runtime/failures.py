@@ -25,10 +25,15 @@ def failures_told(control: Control) -> Iterator[None]:
         raise
     except OSError as error:  # such as a full disk
         raise control.fail(f"{who} cannot read or write: {error}") from error
-    except torch.OutOfMemoryError as error:
-        raise control.fail(f"{who} ran out of memory: {first_line(error)}") from error
     except Exception as error:
+        if _out_of_memory(error):
+            raise control.fail(f"{who} ran out of memory: {first_line(error)}") from error
         if lost_connection(error):
             raise control.lost(None, first_line(error)) from error
         control.fail(f"{who} failed: {type(error).__name__}: {first_line(error)}")
         raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """A GPU's allocator has a class of its own for it, a CPU's has not."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,115 @@
+"""Blocks that write to what they are given, or want maps in another format: the same bits in every order of calls."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import TrainConfig
+from pipeline.learning.numerics import Numerics
+from pipeline.learning.packet import Kind, Packet, Position
+from pipeline.learning.stage import Stage, build_stage
+from pipeline.network.sequential import blocks_from, given_network
+from pipeline.network.spec import infer_shapes
+from tests.support.sessions import state_of
+
+CPU = Numerics(torch.device("cpu"))
+
+
+def trained(
+    layers: Sequence[nn.Module], shape: tuple[int, ...], split: tuple[int, ...], how: str, **values: Any
+) -> str:
+    """The state after three steps, by `step`, or by `forward` of all stages before any `update`."""
+    config = TrainConfig(batch_size=6, decoder_dim=32, target_projection=8, lr=1e-2, **values)
+    blocks = blocks_from(nn.Sequential(*copy.deepcopy(list(layers))))
+    network = given_network(blocks)
+    shapes = infer_shapes(network, shape)
+    stages = [build_stage(config, network, shapes, 3, split, index, CPU) for index in range(len(split))]
+    for step in range(3):
+        draw = torch.Generator().manual_seed(step)
+        x, labels = torch.randn(6, *shape, generator=draw), torch.randint(3, (6,), generator=draw)
+        packet = Packet.of(Kind.TRAIN, Position(1, step), x, labels)
+        _learn(stages, packet, how)
+        assert len(stages[0].evaluate(packet).x) == 6
+    return state_of(stages)
+
+
+def _learn(stages: Sequence[Stage], packet: Packet, how: str) -> None:
+    gradient: Tensor | None = None
+    for stage in stages:
+        packet = stage.step(packet) if how == "step" else stage.forward(packet)
+    if how != "step":
+        for stage in reversed(stages):
+            gradient = stage.update(gradient)
+
+
+class Adds(nn.Module):
+    """Writes to its input, as much code that was written to save memory."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.layer, self.inplace = nn.Linear(8, 8), inplace
+
+    def forward(self, x: Tensor) -> Any:
+        if self.inplace:
+            x += 1
+        else:
+            x = x + 1
+        return self.layer(x)
+
+
+ENDS: dict[str, Callable[[bool], list[nn.Module]]] = {
+    "dropout": lambda inplace: [nn.Linear(6, 8), nn.Hardswish(), nn.Dropout(0.5, inplace=inplace), nn.Linear(8, 3)],
+    "after relu": lambda inplace: [nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5, inplace=inplace), nn.Linear(8, 3)],
+    "before": lambda inplace: [
+        nn.Linear(6, 8),
+        nn.Sequential(nn.ReLU(inplace), nn.Linear(8, 8)),
+        nn.Sequential(nn.LeakyReLU(inplace=inplace), nn.Linear(8, 3)),
+    ],
+    "own": lambda inplace: [nn.Linear(6, 8), Adds(inplace), nn.Dropout(0.5, inplace=inplace), nn.Linear(8, 3)],
+    "first": lambda inplace: [nn.SiLU(inplace), nn.Linear(6, 8), nn.Linear(8, 3)],
+}
+
+
+@pytest.mark.parametrize("loss", ["predsim", "glob", "glob+pred"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_in_place_layers_at_the_ends_of_a_block_change_no_bit(ends: str, loss: str) -> None:
+    states = set()
+    for inplace in (False, True):
+        torch.manual_seed(5)
+        layers = ENDS[ends](inplace)
+        count = len(blocks_from(nn.Sequential(*layers)))
+        for split in ((count,), (1, count - 1)):
+            states |= {
+                trained(layers, (6,), split, how, loss=loss) for how in ("step", "forward")[loss != "predsim" :]
+            }
+    assert len(states) == 1
+
+
+@pytest.mark.parametrize("loss", ["predsim", "glob"])
+def test_a_block_that_views_its_maps_learns_in_every_split(loss: str) -> None:
+    class Viewed(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x.view(x.size(0), -1)
+
+    torch.manual_seed(5)
+    layers = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), Viewed(), nn.Linear(16, 3)]
+    states = {trained(layers, (2, 6, 6), split, "forward", loss=loss) for split in ((3,), (1, 2), (1, 1, 1))}
+    assert len(states) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers"),
+    [
+        ((2, 6, 6, 6), [nn.Conv3d(2, 4, 3), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(32, 3)]),
+        ((2, 6), [nn.Conv1d(2, 4, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(8, 3)]),
+        ((6, 6), [nn.Linear(6, 8), nn.PReLU(), nn.LayerNorm(8), nn.Flatten(), nn.Linear(8 * 6, 3)]),
+    ],
+)
+def test_activations_of_any_number_of_axes_learn(shape: tuple[int, ...], layers: list[nn.Module]) -> None:
+    assert trained(layers, shape, (2,), "step") == trained(layers, shape, (1, 1), "forward")

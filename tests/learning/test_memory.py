@@ -1,0 +1,63 @@
+"""Memory of local losses, counted before it is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config.schema import TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.learning.memory import check_loss_memory, loss_bytes
+from pipeline.network.sequential import blocks_from, given_network
+from pipeline.network.spec import Network, infer_shapes
+from tests.support.data import message
+
+SHAPE = (2, 50)
+
+
+def network() -> Network:
+    return given_network(blocks_from(nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(200, 3))))
+
+
+def needed(**values: object) -> list[int]:
+    config = TrainConfig(batch_size=8, **values)  # type: ignore[arg-type]
+    return loss_bytes(config, network(), infer_shapes(network(), SHAPE), 3)
+
+
+def test_heads_count_with_gradients_and_what_the_optimizer_keeps() -> None:
+    classifier, similarity, matrices = 200 * 3 + 3, 200 * 200, 4 * 8 * 8
+    assert needed(loss="pred") == [4 * 4 * classifier, 0]
+    assert needed(loss="predsim") == [4 * (4 * (classifier + similarity) + matrices), 0]
+    assert needed(loss="pred", optimizer="sgd") == [4 * 2 * classifier, 0]
+    assert needed(loss="pred", optimizer="sgd", momentum=0.9) == [4 * 3 * classifier, 0]
+    assert needed(loss="pred", optimizer="amsgrad") == [4 * 5 * classifier, 0]
+    assert needed(loss="glob") == [0, 0]
+    assert needed(loss="pred", segments=1) == [0, 0]
+
+
+def test_counting_draws_nothing() -> None:
+    config, made = TrainConfig(), network()
+    shapes = infer_shapes(made, SHAPE)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    loss_bytes(config, made, shapes, 3)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "remedy"),
+    [
+        ({}, "give --loss pred, whose heads are small"),
+        ({"batch_size": 100_000}, "give a --batch-size below 100000"),
+        ({"loss": "pred"}, "pool what the block hands on, or cut the network into fewer --segments"),
+    ],
+)
+def test_losses_that_do_not_fit_are_told_with_the_way_out(values: dict[str, object], remedy: str) -> None:
+    config = TrainConfig(**values)  # type: ignore[arg-type]
+    shapes = infer_shapes(network(), SHAPE)
+    text = message(lambda: check_loss_memory(config, network(), shapes, 3, 2_000, "this machine"), ConfigError)
+    assert "most of it block 0 (conv1d 0): " in text and "for activations of shape [4, 50]" in text
+    assert "this machine has 0.0 MB" in text and text.endswith(remedy)
+    check_loss_memory(config, network(), shapes, 3, 1 << 40, "this machine")
