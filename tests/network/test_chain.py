@@ -190,6 +190,7 @@ def test_a_hook_of_a_layer_stays_with_it() -> None:
     assert seen
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, by itself
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_wrappers_are_left_out(wrap: Callable[[nn.Module], nn.Module]) -> None:
     assert len(blocks_from(wrap(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))))) == 2
