@@ -93,7 +93,7 @@ class Meter:
 
 
 def _predictions(scores: Sequence[Tensor]) -> Tensor:
-    """Best classes [blocks, B]; an output layer may have more scores than the data has classes."""
+    """Best classes [blocks, B]; blocks may have scores of different widths."""
     if len({each.shape for each in scores}) == 1:
         return torch.stack(list(scores)).argmax(2)
     return torch.stack([each.argmax(1) for each in scores])

@@ -216,12 +216,75 @@ def test_mistakes_in_a_library_call_are_raised(values: Any, message: str) -> Non
         pipeline.train(pipeline.blocks_from(network()), train, test, pipeline.TrainConfig(epochs=1, **values))
 
 
-def test_too_few_scores_for_the_classes_are_refused() -> None:
+@pytest.mark.parametrize("scores", [2, 1000])
+def test_scores_of_another_width_than_the_classes_are_refused(scores: int) -> None:
     train, test = toy()
-    with pytest.raises(
-        pipeline.DataError, match=r"the data has 3 classes, but the output layer gives scores .* \[2\]"
-    ):
-        pipeline.train(pipeline.blocks_from(nn.Sequential(nn.Linear(6, 2))), train, test)
+    told = rf"the data has 3 classes, but the output layer gives scores of shape \[{scores}\]; make it \[3\]"
+    with pytest.raises(pipeline.DataError, match=told):
+        pipeline.train(pipeline.blocks_from(nn.Sequential(nn.Linear(6, scores))), train, test)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_batch_is_never_larger_than_the_data(stages: int) -> None:
+    """Nothing is allocated for 300,000 samples: a similarity matrix of them would take 360 GB."""
+    torch.manual_seed(2)
+    (train, test), found = toy(), []
+    for size in (300_000, 100):
+        torch.manual_seed(3)
+        config = pipeline.TrainConfig(epochs=2, batch_size=size, threads=1, stages=stages)
+        found.append(pipeline.train(pipeline.blocks_from(network()), train, test, config).summary)
+    assert found[0].state_sha256 == found[1].state_sha256
+    assert found[0].batch_size == 300_000, "as it was asked for"
+
+
+def test_heads_that_no_machine_can_hold_are_refused_before_training() -> None:
+    data = TensorDataset(torch.randn(8, 1, 100_000), torch.arange(8) % 2)
+    layers = nn.Conv1d(1, 64, 9), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(256, 2)
+    with pytest.raises(pipeline.ConfigError, match=r"block 0 \(conv1d 0\): 655\.\d TB .*; give --loss pred"):
+        pipeline.train(pipeline.blocks_from(nn.Sequential(*layers)), data, data, pipeline.TrainConfig(threads=1))
+
+
+OWN = """
+import os, sys, torch, pipeline
+from torch import nn
+from torch.utils.data import TensorDataset
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.two = nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        return x.relu_() + self.two(self.norm(self.one(x)))
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.ReLU(inplace=True))
+        self.body = nn.Sequential(Residual(4), Residual(4))
+        self.head = nn.Sequential(nn.Dropout(0.2, inplace=True), nn.Linear(16, 3))
+
+    def forward(self, x):
+        n = x.size(0)
+        h = nn.functional.max_pool2d(self.body(self.stem(x)), 4)
+        return self.head(h.view(n, -1))
+
+torch.manual_seed(4)
+data = TensorDataset(torch.randn(40, 2, 8, 8), torch.arange(40) % 3)
+blocks = pipeline.blocks_from(Own())
+config = pipeline.TrainConfig(epochs=2, batch_size=16, threads=1, decoder_dim=32)
+print(len(blocks), pipeline.train(blocks, data, data, config).summary.state_sha256)
+"""
+
+
+def test_a_residual_network_that_writes_in_place_has_the_same_bits_in_two_processes(tmp_path: Path) -> None:
+    script = tmp_path / "own.py"
+    script.write_text(OWN)
+    alone = call(script, cwd=tmp_path)
+    ends = spawn([str(script)], 2, 60)
+    assert alone.stderr == "" and alone.stdout.startswith("4 ")
+    assert {end.stdout for end in ends} == {alone.stdout}
 
 
 DIFFERENT = """
