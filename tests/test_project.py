@@ -170,6 +170,8 @@ def test_the_lowest_version_of_every_requirement_is_tried() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     asked = setup["options"]["install_requires"].split()
-    asked += [each for each in setup["options.extras_require"]["dev"].split() if each.startswith("pytest")]
+    asked += [
+        each for each in setup["options.extras_require"]["dev"].split() if each.startswith(("hypothesis", "pytest"))
+    ]
     done = subprocess.run([ROOT / "tools" / "lowest-versions"], check=True, capture_output=True, text=True)
     assert done.stdout.split() == [each.replace(">=", "==") for each in asked]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from pipeline.config.schedule import Schedule
 from pipeline.data.batches import Batches
 from pipeline.learning.packet import Kind, Packet, Position
+from pipeline.runtime.requests import Requests
 
 __all__ = ["Feed"]
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -20,26 +25,48 @@ class Feed:
                   EVALUATE (1, S) ...  END_OF_EPOCH (1, S)
         epoch 2   TRAIN (2, S) ...                                            ... END_OF_EPOCH (E, E S)  STOP
 
-    A snapshot's position is the one to go on from: `packets(start)` is the tail of `packets()` after it.
+    After every epoch, in place of so many steps:
+
+        ... END_OF_EPOCH (1, S)  SNAPSHOT (2, S)  TRAIN (2, S) ...  END_OF_EPOCH (E, E S)  SNAPSHOT (E + 1, E S)  STOP
+
+    A snapshot's position is the one to go on from: `packets(start)` is the tail of `packets()` after it. Where there
+    is no room for one, it comes a step later. When a stop is asked for: SNAPSHOT and STOP after the present step.
     """
 
     batches: Batches
     schedule: Schedule
     snapshot_every: int | None = None  # steps
+    snapshot_epochs: bool = False
+    room: Callable[[], bool] = _always  # for a snapshot, without waiting
+    requests: Requests = field(default_factory=Requests)
 
     def packets(self, start: Position = Position()) -> Iterator[Packet]:  # noqa: B008  frozen
         """Everything from `start` to the stop packet."""
-        at = start
+        at, due = start, False
         for epoch in range(start.epoch, self.schedule.epochs + 1):
             at = Position(epoch, at.step)
             skip = at.step - (epoch - 1) * self.batches.steps_per_epoch
             for step, images, labels in self.batches.train(epoch, skip):
                 yield Packet.of(Kind.TRAIN, at, images, labels)
-                at = Position(epoch, step + 1)
-                if self.snapshot_every is not None and at.step % self.snapshot_every == 0:
+                at, stop = Position(epoch, step + 1), self.requests.stop.is_set()
+                due = due or self._due(at)
+                if stop or (due and self.room()):
                     yield Packet(Kind.SNAPSHOT, at)
+                    due = False
+                if stop:
+                    yield Packet(Kind.STOP, at)
+                    return
             if self.schedule.evaluates(epoch):
                 for images, labels in self.batches.test():
                     yield Packet.of(Kind.EVALUATE, at, images, labels)
             yield Packet(Kind.END_OF_EPOCH, at)
+            due = due or self.snapshot_epochs
+            if due and (epoch == self.schedule.epochs or self.room()):
+                yield Packet(Kind.SNAPSHOT, Position(epoch + 1, at.step))
+                due = False
         yield Packet(Kind.STOP, at)
+
+    def _due(self, at: Position) -> bool:
+        asked = self.requests.save.is_set()
+        self.requests.save.clear()
+        return asked or (self.snapshot_every is not None and at.step % self.snapshot_every == 0)

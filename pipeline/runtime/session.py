@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, Self
 
@@ -22,6 +22,7 @@ from pipeline.learning.stage import Trainable
 from pipeline.runtime.channels import Links, connect
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.policy import Ports, locked, unlocked
+from pipeline.runtime.requests import Requests
 from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.runtime.telemetry import Gatherer, Observer, Telemetry
 from pipeline.runtime.topology import Topology
@@ -55,6 +56,7 @@ class Session:
     links: Links  # makes the transport; not used in one process
     observer: Observer | None = None  # without one nothing is gathered
     recorder: Recorder | None = None  # takes the spans
+    requests: Requests = field(default_factory=Requests)  # from outside; those of all processes reach process 0
 
     def __post_init__(self) -> None:
         self.watch = Stopwatch([stage.index for stage in self.stages], self.recorder or Recorder(enabled=False))
@@ -77,7 +79,8 @@ class Session:
         with failures_told(self.control):
             worker = self.begin(feed, start)
             while worker.step():
-                pass
+                if self.control.rank > 0:
+                    self.requests.tell(self.control)
             self.finish()
 
     def begin(self, feed: Timetable | None, start: Position = Position()) -> Worker:  # noqa: B008
@@ -87,12 +90,20 @@ class Session:
             take = self.ports.inbox.get
         else:
             assert feed is not None, "the first stage is fed"
-            take = partial(next, feed.packets(start))
+            take = partial(self._fed, feed.packets(start))
         if self.observer is not None and self.control.rank == 0:
-            self._gatherer = Gatherer(self.control, self.topology, self.observer, start.epoch)
+            self._gatherer = Gatherer(self.control, self.topology, self.observer, start.epoch, self.requests)
         policy = locked if self.config.backpropagates else unlocked
         telemetry, observer = self.telemetry.start(), self.observer or Observer()
         return Worker(self.stages, take, self.ports, policy, self.watch, telemetry, observer)
+
+    def _fed(self, packets: Iterator[Packet]) -> Packet:
+        """The next packet, unless something beside the training has gone wrong."""
+        if self._gatherer is not None:
+            self._gatherer.check()
+        if self.observer is not None:
+            self.observer.check()
+        return next(packets)
 
     def finish(self) -> None:
         """After the last step: wait until the observer knows everything."""

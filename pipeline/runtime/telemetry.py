@@ -10,6 +10,7 @@ from typing import Self
 
 from pipeline.learning.packet import Kind, Packet
 from pipeline.learning.stage import Trainable
+from pipeline.runtime.requests import Requests
 from pipeline.runtime.stopwatch import Clock, Stopwatch
 from pipeline.runtime.topology import Topology
 from pipeline.transport.control import Control, Watch
@@ -33,6 +34,9 @@ class Observer:
 
     def snapshot(self, packet: Packet, stages: Sequence[Trainable]) -> None:
         """The stages of this process are at the packet's position; the others will have been at the same one."""
+
+    def check(self) -> None:
+        """Raise what has gone wrong beside the training; called before each packet that process 0 feeds."""
 
 
 class Telemetry:
@@ -119,13 +123,20 @@ class Telemetry:
 class Gatherer:
     """Process 0's thread that brings the stages' reports together for an observer, until all stages are done."""
 
-    def __init__(self, control: Control, topology: Topology, observer: Observer, epoch: int) -> None:
-        self.control, self.topology, self.observer = control, topology, observer
+    def __init__(
+        self, control: Control, topology: Topology, observer: Observer, epoch: int, requests: Requests
+    ) -> None:
+        self.control, self.topology, self.observer, self.requests = control, topology, observer, requests
         self._epoch = epoch  # the next to be reported
         self._stop = threading.Event()
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="gatherer", daemon=True)
         self._thread.start()
+
+    def check(self) -> None:
+        """Raise what the observer has raised."""
+        if self._broken is not None:
+            raise self._broken
 
     def finish(self) -> None:
         """Wait until all stages have told everything; raises what the observer has raised."""
@@ -134,8 +145,7 @@ class Gatherer:
             self._thread.join(_REFRESH_S)
             for watch in watches:
                 watch.check()
-        if self._broken is not None:
-            raise self._broken
+        self.check()
 
     def cancel(self) -> None:
         """Stop after a failure."""
@@ -152,6 +162,7 @@ class Gatherer:
     def _gather(self) -> bool:
         """Tell the observer what is new; whether that was all."""
         stages = range(self.topology.stages)
+        self.requests.hear(self.control)
         told = [STATUS.peek(self.control, stage) for stage in stages]
         self.observer.status([status for status in told if status is not None])
         while True:

@@ -14,10 +14,13 @@ __all__ = ["Bulk"]
 
 
 class Bulk:
-    """Large tensors between process 0 and the others, beside the queues; two connect when they first need to."""
+    """Large tensors between process 0 and the others, beside the queues; two connect when they first need to.
 
-    def __init__(self, control: Control) -> None:
-        self.control = control
+    Of one `name` in all processes; each is for one thread.
+    """
+
+    def __init__(self, control: Control, name: str = "bulk") -> None:
+        self.control, self.name = control, name
         self._pairs: dict[int, Pair] = {}
         self._meetings = Counter[int]()
 
@@ -46,7 +49,7 @@ class Bulk:
         """Wait, watching the peer, until both are here to transfer."""
         other, control = max(peer, self.control.rank), self.control
         self._meetings[peer] += 1
-        name = f"bulk/{other}/{self._meetings[peer]}"
+        name = f"{self.name}/{other}/{self._meetings[peer]}"
         control.publish(f"{name}/{control.rank}", True)
         control.read(f"{name}/{peer}", peer)
         if peer not in self._pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from pipeline.config.schedule import Schedule
 from pipeline.data.batches import Batches
 from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.runtime.feed import Feed
+from pipeline.runtime.requests import Requests
 from tests.support.data import library, numbered
 
 
@@ -40,6 +41,38 @@ def test_snapshots_come_after_every_so_many_steps_of_the_run(batches: Batches) -
         *("t1,0", "t1,1", "s1,2", "t1,2", "|1,3"),
         *("t2,3", "s2,4", "t2,4", "t2,5", "s2,6", "e2,6", "e2,6", "|2,6", ".2,6"),
     ]
+
+
+def test_snapshots_after_every_epoch_are_of_the_next_ones_start(batches: Batches) -> None:
+    packets = list(Feed(batches, Schedule(epochs=2, eval_every=2), snapshot_epochs=True).packets())
+    assert drawn(packets) == [
+        *("t1,0", "t1,1", "t1,2", "|1,3", "s2,3"),
+        *("t2,3", "t2,4", "t2,5", "e2,6", "e2,6", "|2,6", "s3,6", ".2,6"),
+    ]
+
+
+def test_a_snapshot_waits_for_room_and_the_last_one_does_not(batches: Batches) -> None:
+    rooms = chain([False, False, True], repeat(False))
+    feed = Feed(batches, Schedule(epochs=2, eval_every=9), snapshot_every=2, room=lambda: next(rooms))
+    assert [text for text in drawn(list(feed.packets())) if text[0] in "s"] == ["s2,3", "s3,6"]
+
+
+def test_a_save_asked_for_comes_after_the_present_step(batches: Batches) -> None:
+    requests = Requests()
+    feed = Feed(batches, Schedule(epochs=2, eval_every=9), requests=requests)
+    packets = feed.packets()
+    next(packets)
+    requests.save.set()
+    assert drawn(list(packets))[:3] == ["s1,1", "t1,1", "t1,2"]
+    assert not requests.save.is_set()
+
+
+def test_a_stop_asked_for_saves_and_ends(batches: Batches) -> None:
+    requests = Requests()
+    packets = Feed(batches, Schedule(epochs=2), requests=requests, room=lambda: False).packets()
+    next(packets)
+    requests.stop.set()
+    assert drawn(list(packets)) == ["s1,1", ".1,1"]
 
 
 def test_positions_never_go_back(batches: Batches) -> None:

@@ -1,0 +1,35 @@
+"""What is asked of a run from outside, such as by a signal: to save, or to save and end."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from pipeline.transport.control import Control
+from pipeline.transport.topics import Topic
+
+__all__ = ["Requests"]
+
+_ASKED = Topic("asked", list)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Set from any thread, or by a signal handler; heeded at the next step, wherever in the run it was asked."""
+
+    save: threading.Event = field(default_factory=threading.Event)  # and go on
+    stop: threading.Event = field(default_factory=threading.Event)  # after a save
+
+    def tell(self, control: Control) -> None:
+        """Let process 0 know what has been asked of this one; it feeds the first stage."""
+        if self.stop.is_set() or self.save.is_set():
+            _ASKED.publish(control, control.rank, [self.stop.is_set()])
+            self.save.clear()
+
+    def hear(self, control: Control) -> None:
+        """What has been asked of others; each of them once."""
+        for rank in range(1, control.world_size):
+            asked = _ASKED.peek(control, rank)
+            if asked:
+                (self.stop if asked[0] else self.save).set()
+                _ASKED.publish(control, rank, [])

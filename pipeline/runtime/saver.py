@@ -1,0 +1,185 @@
+"""Checkpoints of a run under way: copied by the thread that trains, brought together and written by another.
+
+    stage 0   ... train  SNAPSHOT  train ...      copy ─┐
+    stage 1   ...    train  SNAPSHOT  train ...   copy ─┼─> process 0: a file a block, then the manifest
+    stage 2   ...       train  SNAPSHOT ...       copy ─┘
+
+The packet rides the queues, so that all copies are of one position. No shared disk is needed: process 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import first_line
+from pipeline.learning.packet import Position
+from pipeline.learning.stage import Trainable
+from pipeline.runtime.checkpoint_files import CheckpointWriter, prune
+from pipeline.runtime.topology import Topology
+from pipeline.transport.bulk import Bulk
+from pipeline.transport.control import Watch
+from pipeline.transport.topics import Topic
+
+__all__ = ["Saved", "Saver", "by_block"]
+
+_PARTS = Topic("checkpoint", list)
+_REFRESH_S = 0.1
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint took."""
+
+    at: Position
+    path: Path
+    bytes: int
+    stalled_s: float  # of the thread that trains, in process 0
+    seconds: float  # from the copy to the last file
+
+
+class Saver:
+    """Saves the stages of a run whenever it is shown a snapshot; every process has one.
+
+    Args:
+        bulk: of this saver alone, since it is used by a thread of its own.
+        topology: whose blocks come from where.
+        folder: of the checkpoints, in process 0.
+        keep: how many of them stay.
+        about: what the manifest says beside files and position; waited for until it is known.
+    """
+
+    def __init__(
+        self,
+        bulk: Bulk,
+        topology: Topology,
+        folder: Path | None,
+        keep: int,
+        about: Callable[[Position], Mapping[str, Any] | None],
+    ) -> None:
+        self.bulk, self.topology, self.folder, self.keep, self.about = bulk, topology, folder, keep, about
+        self.saved: list[Saved] = []
+        self._jobs: queue.Queue[tuple[Position, dict[str, Tensor], float] | None] = queue.Queue(1)
+        self._busy = threading.Event()
+        self._broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
+        self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a snapshot taken now would not wait for the one before."""
+        return not self._busy.is_set()
+
+    def take(self, at: Position, stages: Sequence[Trainable]) -> None:
+        """Copy the stages' states; waits while the checkpoint before is still being written."""
+        start = time.perf_counter()
+        while self._busy.is_set() and self._thread.is_alive():
+            time.sleep(_REFRESH_S / 10)
+        self.check()
+        copies = {name: tensor for stage in stages for name, tensor in _on_host(stage.state_dict()).items()}
+        self._busy.set()
+        self._jobs.put((at, copies, time.perf_counter() - start))
+
+    def check(self) -> None:
+        """Raise what a save has failed with."""
+        if self._broken is not None:
+            raise self._broken
+
+    def finish(self) -> None:
+        """Wait until all is saved. Raises StageFailure if that fails, or if a process is lost meanwhile."""
+        watches = [Watch(self.bulk.control, rank) for rank in range(self.bulk.control.world_size)]
+        self._jobs.put(None)
+        while self._thread.is_alive():
+            self._thread.join(_REFRESH_S)
+            for watch in watches:
+                watch.check()
+        self.check()
+
+    def cancel(self) -> None:
+        """Stop after a failure; what is half written is never seen."""
+        self._broken = self._broken or RuntimeError("cancelled")
+        self.bulk.close()
+        try:
+            self._jobs.put_nowait(None)
+        except queue.Full:
+            return
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._save(*job)
+            except BaseException as error:  # raised again in the main thread
+                self._broken = self._broken or self._told(job[0], error)
+                return
+            finally:
+                self._busy.clear()
+
+    def _told(self, at: Position, error: BaseException) -> BaseException:
+        if isinstance(error, OSError):
+            control = self.bulk.control
+            return control.fail(
+                f"{control.describe(control.rank)} cannot write the checkpoint of epoch {at.epoch}, step {at.step} "
+                f"to {self.folder} ({error.strerror or first_line(error)}); make room, then go on with --resume"
+            )
+        return error
+
+    def _save(self, at: Position, copies: dict[str, Tensor], stalled_s: float) -> None:
+        start, mine = time.perf_counter(), by_block(copies)
+        if self.folder is None:
+            for index in sorted(mine):
+                self._send(at, index, mine[index])
+            return
+        writer = CheckpointWriter(self.folder, at)
+        try:
+            for index, owner in sorted(self.topology.owners().items()):
+                writer.add(mine.pop(index) if index in mine else self._receive(at, index, owner))
+            path = writer.finish(at, self._about(at))
+        finally:
+            writer.close()
+        prune(self.folder, self.keep)
+        self.saved.append(Saved(at, path, writer.bytes, stalled_s, time.perf_counter() - start))
+
+    def _about(self, at: Position) -> Mapping[str, Any]:
+        """The epochs before this position are told by the stages, but some take their time to arrive."""
+        deadline = time.monotonic() + self.bulk.control.timeout_s
+        while True:
+            about = self.about(at)
+            if about is not None:
+                return about
+            self.bulk.control.raise_if_failed()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no report of the epochs before {at}")
+            time.sleep(_REFRESH_S)
+
+    def _send(self, at: Position, index: int, tensors: Mapping[str, Tensor]) -> None:
+        described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape)] for name, x in tensors.items()]
+        _PARTS.publish(self.bulk.control, f"{at.epoch}/{at.step}/{index}", described)
+        self.bulk.send(0, [tensor.contiguous() for tensor in tensors.values()])
+
+    def _receive(self, at: Position, index: int, owner: int) -> dict[str, Tensor]:
+        described = _PARTS.read(self.bulk.control, f"{at.epoch}/{at.step}/{index}", owner)
+        tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, shape in described}
+        self.bulk.receive(owner, list(tensors.values()))
+        return tensors
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory, in a memory format of their own."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def by_block(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """A stage's state, block by block."""
+    blocks: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        blocks.setdefault(int(name.partition(".")[0]), {})[name] = tensor
+    return blocks
