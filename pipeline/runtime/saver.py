@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipeline.errors import first_line
@@ -27,11 +26,9 @@ from pipeline.runtime.checkpoint_files import CheckpointWriter, prune
 from pipeline.runtime.topology import Topology
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Watch
-from pipeline.transport.topics import Topic
 
 __all__ = ["Saved", "Saver", "by_block"]
 
-_PARTS = Topic("checkpoint", list)
 _REFRESH_S = 0.1
 
 
@@ -136,12 +133,13 @@ class Saver:
         start, mine = time.perf_counter(), by_block(copies)
         if self.folder is None:
             for index in sorted(mine):
-                self._send(at, index, mine[index])
+                self.bulk.send_named(0, f"{at.epoch}/{at.step}/{index}", mine[index])
             return
         writer = CheckpointWriter(self.folder, at)
         try:
             for index, owner in sorted(self.topology.owners().items()):
-                writer.add(mine.pop(index) if index in mine else self._receive(at, index, owner))
+                key = f"{at.epoch}/{at.step}/{index}"
+                writer.add(mine.pop(index) if index in mine else self.bulk.receive_named(owner, key))
             path = writer.finish(at, self._about(at))
         finally:
             writer.close()
@@ -159,17 +157,6 @@ class Saver:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no report of the epochs before {at}")
             time.sleep(_REFRESH_S)
-
-    def _send(self, at: Position, index: int, tensors: Mapping[str, Tensor]) -> None:
-        described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape)] for name, x in tensors.items()]
-        _PARTS.publish(self.bulk.control, f"{at.epoch}/{at.step}/{index}", described)
-        self.bulk.send(0, [tensor.contiguous() for tensor in tensors.values()])
-
-    def _receive(self, at: Position, index: int, owner: int) -> dict[str, Tensor]:
-        described = _PARTS.read(self.bulk.control, f"{at.epoch}/{at.step}/{index}", owner)
-        tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, shape in described}
-        self.bulk.receive(owner, list(tensors.values()))
-        return tensors
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from pipeline.transport.control import Control
@@ -31,6 +32,19 @@ class Bulk:
     def receive(self, peer: int, tensors: Sequence[Tensor]) -> None:
         """Fill contiguous CPU tensors."""
         self._pair(peer).receive([], tensors)
+
+    def send_named(self, peer: int, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Send CPU tensors with names, types and shapes, all that the other side needs to know under a `key`."""
+        told = [[name, str(x.dtype).removeprefix("torch."), list(x.shape)] for name, x in tensors.items()]
+        self.control.publish(f"{self.name}/named/{key}", told)
+        self.send(peer, [tensor.contiguous() for tensor in tensors.values()])
+
+    def receive_named(self, peer: int, key: str) -> dict[str, Tensor]:
+        """What the other side sends under a `key`."""
+        told = self.control.read(f"{self.name}/named/{key}", peer)
+        tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, shape in told}
+        self.receive(peer, list(tensors.values()))
+        return tensors
 
     def from_first(self, state: Mapping[str, Tensor]) -> None:
         """Overwrite tensors in every process with process 0's; where there are none, nobody meets."""

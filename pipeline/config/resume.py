@@ -1,0 +1,53 @@
+"""What may change when a run goes on from a checkpoint, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.config.fields import flag_name, joined
+from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.errors import ConfigError
+
+__all__ = ["check_resumable"]
+
+_FREE = {  # what changes no bit of what is still to be computed
+    *("epochs", "eval_every", "checkpoint_every", "keep", "stages", "split", "queue_depth", "timeout", "capture"),
+    *("data_dir", "download"),
+}
+_ROUNDING = {"device", "threads"}  # what changes the last bits
+
+
+def check_resumable(saved: RunConfig | TrainConfig, now: RunConfig | TrainConfig, where: str) -> list[str]:
+    """What a person should know of a run that goes on with another configuration than it was saved with.
+
+    Raises ConfigError that names both values of an entry on which the weights depend.
+    """
+    before, notes = dict(_entries(saved)), []
+    for name, value in _entries(now):
+        was, flag = before.get(name), flag_name(name)
+        if was == value or name in _FREE:
+            continue
+        if name in _ROUNDING:
+            notes.append(
+                f"{flag} was {_text(was)} and is {_text(value)}: the last bits may differ from a run undisturbed"
+            )
+            continue
+        raise ConfigError(
+            f"{where} was saved with {flag} {_text(was)}, but it is {_text(value)} now; go on with what it was, or "
+            "begin a run of its own, with its weights by --init-from"
+        )
+    return notes
+
+
+def _entries(config: RunConfig | TrainConfig) -> Iterator[tuple[str, Any]]:
+    sections = asdict(config).values() if isinstance(config, RunConfig) else [asdict(config)]
+    for section in sections:
+        yield from section.items()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return joined(value) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,91 @@
+"""A run goes on: what process 0 has read of a checkpoint, in the stages of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.learning.stage import Stage
+from pipeline.runtime.checkpoint_files import Checkpoint, newest
+from pipeline.runtime.saver import by_block
+from pipeline.runtime.topology import Topology
+from pipeline.transport.bulk import Bulk
+
+__all__ = ["checkpoint_of", "load_stages", "load_weights"]
+
+ReadBlock = Callable[[int], Mapping[str, Tensor]]
+
+
+def checkpoint_of(folder: str | Path, *, required: bool) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint of a run folder, and why newer ones were passed over.
+
+    Raises DataError if there is none and it is `required`.
+    """
+    found, passed = newest(Path(folder) / "checkpoints")
+    if found is None and required:
+        why = f" ({'; '.join(passed)})" if passed else ""
+        raise DataError(
+            f"--resume {folder} holds no complete checkpoint{why}; give the folder of a run that has saved"
+        )
+    return found, passed
+
+
+def load_stages(stages: Sequence[Stage], topology: Topology, bulk: Bulk, read: ReadBlock | None, where: str) -> None:
+    """Let the stages of this process go on from the state of their blocks; `read` gives it, in process 0.
+
+    Raises ConfigError, in all processes, if a block is another one than was saved.
+    """
+    found = _handed_out(topology, bulk, read)
+
+    def load() -> None:
+        for stage in stages:
+            _check_fits(stage.state_dict(), found, where)
+        for stage in stages:
+            stage.load_state_dict(found)
+
+    bulk.control.together("resume", load)
+
+
+def load_weights(stages: Sequence[Stage], topology: Topology, bulk: Bulk, read: ReadBlock | None, where: str) -> None:
+    """Begin with given weights and buffers of the blocks; local heads and optimizers start anew. Raises as above."""
+    found = _handed_out(topology, bulk, read)
+
+    def load() -> None:
+        blocks = [block for stage in stages for block in stage.blocks]
+        for block in blocks:
+            _check_fits(block.inference_state(), found, where)
+        for block in blocks:
+            own = by_block(found)[block.index]
+            block.block.load_state_dict({name.partition(".")[2]: tensor for name, tensor in own.items()})
+
+    bulk.control.together("init", load)
+
+
+def _check_fits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in wanted.items():
+        shape = list(found[name].shape) if name in found else None
+        if shape != list(tensor.shape):
+            kept = "does not hold it" if shape is None else f"holds it with shape {shape}"
+            raise ConfigError(
+                f"{where} is of another network: {name} has shape {list(tensor.shape)} now, {where} {kept}; build the "
+                "network that was saved"
+            )
+
+
+def _handed_out(topology: Topology, bulk: Bulk, read: ReadBlock | None) -> dict[str, Tensor]:
+    """The tensors of this process's blocks, block by block from process 0."""
+    control, mine = bulk.control, dict[str, Tensor]()
+    for index, owner in sorted(topology.owners().items()):
+        if control.rank == 0:
+            assert read is not None, "process 0 reads"
+            tensors = dict(read(index))
+            if owner == 0:
+                mine |= tensors
+                continue
+            bulk.send_named(owner, f"block/{index}", tensors)
+        elif owner == control.rank:
+            mine |= bulk.receive_named(0, f"block/{index}")
+    return mine

@@ -1,0 +1,73 @@
+"""What may change when a run goes on, and what may not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.config.recipes import recipe
+from pipeline.config.resume import check_resumable
+from pipeline.config.schema import RunConfig, TrainConfig, override
+from pipeline.errors import ConfigError
+from tests.support.data import message
+
+
+def changed(**values: Any) -> RunConfig:
+    return override(recipe("digits"), values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 99},
+        {"stages": 3},
+        {"split": (4, 4)},
+        {"queue_depth": 1},
+        {"timeout": 5.0},
+        {"data_dir": "/elsewhere"},
+    ],
+)
+def test_placement_and_length_may_change(values: dict[str, Any]) -> None:
+    assert check_resumable(recipe("digits"), changed(**values), "run") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"threads": 2}, "--threads was none and is 2: the last bits may differ from a run undisturbed"),
+        ({"device": "cpu"}, "--device was auto and is cpu: the last bits may differ from a run undisturbed"),
+    ],
+)
+def test_what_changes_the_last_bits_is_said(values: dict[str, Any], told: str) -> None:
+    assert check_resumable(recipe("digits"), changed(**values), "run") == [told]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"loss": "pred"}, "--loss predsim, but it is pred now"),
+        ({"segments": (4, 4)}, "--segments none, but it is 4,4 now"),
+        ({"seed": 2}, "--seed 1, but it is 2 now"),
+        ({"batch_size": 8}, "--batch-size 128, but it is 8 now"),
+        ({"lr_milestones": (3,)}, "--lr-milestones 8,10, but it is 3 now"),
+        ({"optimizer": "sgd"}, "--optimizer adam, but it is sgd now"),
+        ({"precision": "bf16"}, "--precision fp32, but it is bf16 now"),
+        ({"deterministic": True}, "--deterministic False, but it is True now"),
+        ({"wire": "bf16"}, "--wire auto, but it is bf16 now"),
+        ({"width": 0.5}, "--width 0.25, but it is 0.5 now"),
+        ({"train_limit": 100}, "--train-limit none, but it is 100 now"),
+        ({"dataset": "synthetic"}, "--dataset digits, but it is synthetic now"),
+    ],
+)
+def test_what_decides_the_weights_may_not_change(values: dict[str, Any], told: str) -> None:
+    text = message(lambda: check_resumable(recipe("digits"), changed(**values), "runs/one"), ConfigError)
+    assert text.startswith("runs/one was saved with ") and told in text and text.endswith("by --init-from")
+
+
+def test_a_library_calls_configuration_is_compared_too() -> None:
+    config = TrainConfig(epochs=3)
+    assert check_resumable(config, replace(config, epochs=5), "run") == []
+    with pytest.raises(ConfigError, match=r"--momentum 0\.0, but it is 0\.9 now"):
+        check_resumable(replace(config, optimizer="sgd"), replace(config, optimizer="sgd", momentum=0.9), "run")
