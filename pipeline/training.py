@@ -184,7 +184,10 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
     report_plan(control, stages, layout)
     plan = None
     if world.rank == 0:
-        plan = gather_plan(control, config, topology, sizes, links.transport, dataset=job.dataset, model=job.model)
+        notes = () if batches is None else batches.notes
+        plan = gather_plan(
+            control, config, topology, sizes, links.transport, dataset=job.dataset, model=job.model, notes=notes
+        )
         display.start(plan)
     collector = Collector(config, display, folder)
     recorder = Recorder(enabled=options.trace is not None, synchronize=stages[0].synchronize)

@@ -53,14 +53,24 @@ class Batches:
         classes: number of classes.
         train_samples, test_samples: sizes of the splits.
         steps_per_epoch, test_steps: batches in each.
+        notes: what the user should know of the data at start.
     """
 
-    def __init__(self, train: _Split, test: _Split, *, classes: int, seed: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        train: _Split,
+        test: _Split,
+        *,
+        classes: int,
+        seed: int,
+        batch_size: int,
+        notes: tuple[str, ...] = (),
+    ) -> None:
         if len(train) < 2 or len(test) < 1:
             raise DataError(
                 f"the data has {len(train)} training and {len(test)} test samples; give at least 2 and 1 of them"
             )
-        self.shape, self.classes = train.shape, classes
+        self.shape, self.classes, self.notes = train.shape, classes, notes
         self.train_samples, self.test_samples = len(train), len(test)
         full, rest = divmod(len(train), batch_size)
         self.steps_per_epoch = full + (rest > 1)  # a last batch of a single sample has no batch statistics
@@ -73,7 +83,7 @@ class Batches:
         loaded = load_images(data)
         train = _ImageSplit(loaded.train, loaded, device, seed)
         test = _ImageSplit(loaded.test, loaded, device, None)
-        return cls(train, test, classes=loaded.classes, seed=seed, batch_size=batch_size)
+        return cls(train, test, classes=loaded.classes, seed=seed, batch_size=batch_size, notes=loaded.notes)
 
     @classmethod
     def from_datasets(

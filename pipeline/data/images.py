@@ -13,7 +13,7 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.augment import Augmentation
 from pipeline.errors import DataError
 
-__all__ = ["ImageStore", "Images", "LoadedData", "import_reader", "reason_of", "sample_count"]
+__all__ = ["ImageStore", "Images", "LoadedData", "import_reader", "reason_of", "sample_count", "shown"]
 
 
 class ImageStore(Protocol):
@@ -67,6 +67,7 @@ class LoadedData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
+    notes: tuple[str, ...] = ()  # what the user should know of it at start
 
 
 def sample_count(config: DataConfig, training: bool, size: int) -> int:
@@ -94,4 +95,9 @@ def import_reader(module: str, dataset: str) -> Any:
 def reason_of(error: BaseException) -> str:
     """The error as a piece of one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    return shown(f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__)
+
+
+def shown(name: object) -> str:
+    """A path or a name as any terminal takes it: what is no character of a line (or of any text) is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(name))

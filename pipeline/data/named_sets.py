@@ -114,6 +114,9 @@ def _read_torchvision(config: DataConfig, layout: _Layout, training: bool) -> Ar
 
 def _check_files(dataset: str, place: Path, files: Sequence[str]) -> None:
     missing = [name for name in files if not (place / name).is_file()]
+    packed = [f"{name}.gz" for name in missing if (place / f"{name}.gz").is_file()]
+    if packed:
+        raise DataError(f"{dataset} in {place} is still packed ({', '.join(packed)}); gunzip these files")
     if missing:
         what = "not found" if len(missing) == len(files) else f"not complete ({', '.join(missing)} missing)"
         raise DataError(
@@ -157,7 +160,10 @@ def _svhn(datasets: Any, root: str, training: bool, download: bool) -> Arrays:
 
 
 def _stl10(datasets: Any, root: str, training: bool, download: bool) -> Arrays:
-    split = datasets.STL10(root, split="train" if training else "test", download=download)
+    # Without the 2.6 GB of images that have no label, which torchvision wants to be there whatever is read.
+    files = [entry for entry in datasets.STL10.train_list if entry[0] != "unlabeled_X.bin"]
+    reader = type("STL10", (datasets.STL10,), {"train_list": files})
+    split = reader(root, split="train" if training else "test", download=download)
     # Stored labels count from 1 as uint8, so that a stored 0 arrives here as 255.
     return split.data.transpose(0, 2, 3, 1), split.labels.astype(np.int64)
 

@@ -54,8 +54,9 @@ def gather_plan(
     *,
     dataset: str,
     model: str,
+    notes: Sequence[str],
 ) -> RunPlan:
-    """The whole run as laid out; in process 0."""
+    """The whole run as laid out, with what is to be noted of its data; in process 0."""
     stages = tuple(PLANS.gather(control, topology.ranks))
     return RunPlan(
         dataset=dataset,
@@ -69,7 +70,7 @@ def gather_plan(
         processes=control.world_size,
         transport=transport.value,
         stages=stages,
-        notes=tuple(_notes(config, transport, stages)),
+        notes=(*notes, *_notes(config, transport, stages)),
     )
 
 

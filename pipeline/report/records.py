@@ -26,7 +26,7 @@ class RunPlan:
     processes: int
     transport: str  # such as "gloo", "nccl", "in process"
     stages: tuple[StagePlan, ...]
-    notes: tuple[str, ...] = ()  # said at start: what the promise of exactness does not cover in this run
+    notes: tuple[str, ...] = ()  # said at start: of the data, and what the promise of exactness does not cover
 
 
 @dataclass(frozen=True)

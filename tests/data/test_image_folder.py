@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import DataConfig, RunConfig, TrainConfig
 from pipeline.data import image_folder
 from pipeline.data.image_folder import FolderImages
 from pipeline.data.named_sets import load_images
 from pipeline.errors import ConfigError
+from pipeline.training import Options, run
 from tests.support.data import batches_of, message
 
 
@@ -93,8 +95,8 @@ def test_folder_mistakes_are_told(folder: Path) -> None:
     (folder / "train" / "green").rmdir()
     (folder / "val" / "grey").mkdir()
     assert f"grey only in {folder / 'val'}" in told()
-    (folder / "val").rename(folder / "validation")
-    assert f"{folder / 'test'} or {folder / 'val'}" in told()
+    (folder / "val").rename(folder / "evaluation")
+    assert f"no folder of test images {folder / 'test'} or {folder / 'val'} or" in told()
     (folder / "train").rename(folder / "training")
     assert f"no folder of training images {folder / 'train'}" in told()
 
@@ -105,4 +107,25 @@ def test_folder_of_one_class_or_without_images_is_refused(tmp_path: Path) -> Non
     assert "has 1 class folders (a)" in message(lambda: load_images(folder_config(tmp_path)))
     for split in ("train", "test"):
         (tmp_path / split / "b").mkdir()
-    assert f"{tmp_path / 'train'} has no images" in message(lambda: load_images(folder_config(tmp_path)))
+    assert f"{tmp_path / 'train' / 'a'} has no images" in message(lambda: load_images(folder_config(tmp_path)))
+
+
+def test_what_is_passed_over_is_noted_at_start(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig(
+        data=folder_config(folder),
+        model=ModelConfig(model="mlp", hidden_units=4, hidden_layers=1),
+        train=TrainConfig(epochs=1, batch_size=4, threads=1),
+    )
+    run(config, Options(show=True))
+    note = f"note: {folder / 'train'} holds files that are not read as images: 1 .txt\n"
+    assert note in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_image_of_more_pixels_than_pillow_takes_for_safe_is_named(
+    folder: Path, lazy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folder, "_IN_MEMORY_BYTES", 0 if lazy else 1 << 31)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 28)  # the first image has as many, the next ones have more
+    text = message(lambda: list(batches_of(folder_config(folder)).train(1)))
+    assert str(folder / "train") in text and ("more than the 1,120" in text or lazy)

@@ -78,7 +78,6 @@ def no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torchvision take made-up files; only their existence is checked."""
     for module in (torchvision.datasets.cifar, torchvision.datasets.svhn, torchvision.datasets.stl10):
         monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
-    monkeypatch.setattr(torchvision.datasets.STL10, "train_list", [["train_X.bin", ""], ["train_y.bin", ""]])
 
 
 @pytest.mark.usefixtures("no_checksums")
@@ -124,6 +123,26 @@ def test_incomplete_set_names_the_missing_file(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
     text = message(lambda: load_images(DataConfig(dataset="cifar10", data_dir=str(tmp_path))))
     assert "not complete (data_batch_3 missing)" in text
+
+
+@pytest.mark.usefixtures("no_checksums")
+def test_complete_stl10_needs_no_unlabelled_images_nor_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torchvision.datasets.stl10, "download_and_extract_archive")
+    write_stl10(tmp_path)
+    assert not (tmp_path / "stl10_binary" / "unlabeled_X.bin").exists()
+    for download in (False, True):
+        loaded = load_images(DataConfig(dataset="stl10", data_dir=str(tmp_path), download=download))
+        assert len(loaded.train.labels) == 6
+
+
+def test_files_that_are_still_packed_are_named(tmp_path: Path) -> None:
+    write_mnist_like(tmp_path, "MNIST")
+    for file in sorted((tmp_path / "MNIST" / "raw").iterdir()):
+        file.rename(f"{file}.gz")
+    text = message(lambda: load_images(DataConfig(dataset="mnist", data_dir=str(tmp_path))))
+    assert "MNIST/raw is still packed (train-images-idx3-ubyte.gz, " in text and text.endswith("; gunzip these files")
 
 
 def test_wrong_checksum_is_damage(tmp_path: Path) -> None:

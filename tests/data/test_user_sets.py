@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
+from pipeline import StageFailure, TrainConfig, blocks_from, train
+from pipeline.data import user_sets
 from tests.support.data import library, message, numbered
 
 
@@ -97,6 +100,20 @@ def numbered_vectors() -> TensorDataset:
     return TensorDataset(torch.zeros(4, 2), torch.tensor([0, 1, 2, 3]))
 
 
+def test_listed_labels_that_cannot_be_asked_for_do_not_count() -> None:
+    class Closed(Listed):
+        @property
+        def labels(self) -> list[int]:
+            raise RuntimeError("closed")
+
+    assert library(Closed(6, lambda i: (torch.zeros(2), i)), numbered_vectors()).classes == 6
+
+
+def test_tensors_of_a_data_set_take_no_part_in_a_graph() -> None:
+    weights = torch.ones(4, 2, requires_grad=True)
+    assert not next(library(TensorDataset(weights * 2, torch.arange(4))).train(1))[1].requires_grad
+
+
 def test_listed_labels_that_disagree_with_the_samples_do_not_count() -> None:
     data = Listed(6, lambda i: (torch.zeros(2), i), targets=[0] * 6)
     assert library(data, numbered_vectors()).classes == 6
@@ -122,7 +139,12 @@ class Stream(IterableDataset[Any]):
         return iter([])
 
 
-GOOD = (torch.zeros(2), 0)
+class Unmeasured(Dataset[Any]):
+    def __len__(self) -> int:
+        raise TypeError("no\nlength")
+
+
+GOOD, PLAIN = (torch.zeros(2), 0), (torch.zeros(3, 2, 2), 0)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +158,18 @@ GOOD = (torch.zeros(2), 0)
         ([GOOD, (torch.zeros(2), 1.5)], "train_data[1] has label 1.5"),
         ([GOOD, (torch.zeros(2), torch.tensor(1.0))], "train_data[1] has label 1.0"),
         ([GOOD, (torch.zeros(2), True)], "train_data[1] has label True"),
-        ([GOOD, (torch.zeros(2), torch.tensor([0, 1]))], "train_data[1] has label tensor([0, 1])"),
+        ([GOOD, (torch.zeros(2), torch.tensor([0, 1]))], "train_data[1] has a label of shape [2]"),
+        ([GOOD, (torch.zeros(2), 10**9)], "labels of train_data go up to 1000000000"),
+        (TensorDataset(torch.zeros(2, 2), torch.tensor([0, 2**40])), "labels of train_data go up to 1099511627776"),
         ([GOOD, (torch.zeros(2), -1)], "train_data[1] has label -1; number the classes from 0"),
         ([GOOD, (torch.zeros(3), 0)], "train_data[1] is an image of shape [3], train_data[0] of [2]"),
+        (
+            [PLAIN, (torch.zeros(4, 2, 2), 0)],
+            "train_data[0] of [3, 2, 2]; convert them alike, as by image.convert('RGB')",
+        ),
+        ([PLAIN, (torch.zeros(3, 2, 9), 0)], "train_data[0] of [3, 2, 2]; resize or crop them alike"),
+        ([GOOD, (torch.tensor([0, float("inf")]), 0)], "train_data[1] is an image with values that are not finite"),
+        ([GOOD, (np.array([0, 1e300]), 0)], "train_data[1] is an image with values that are not finite in float32"),
         ([(torch.zeros(3), 0)] * 2, "images of train_data have shape [3], of test_data [2]"),
         ([("text", 0)] * 2, "train_data[0] holds an image of str"),
         ([(torch.tensor(1.0), 0)] * 2, "train_data[0] holds an image of float32 and shape []"),
@@ -150,10 +181,55 @@ GOOD = (torch.zeros(2), 0)
         (TensorDataset(torch.zeros(2, 2), torch.tensor([0, -3])), "labels of train_data begin at -3"),
         (TensorDataset(torch.zeros(2, 2).long(), torch.tensor([0, 1])), "train_data holds an image of int64"),
         (TensorDataset(torch.tensor([[0.0], [float("nan")]]), torch.tensor([0, 1])), "train_data[1] is an image with"),
+        (
+            TensorDataset(torch.tensor([[0.0], [1e300]]).double(), torch.tensor([0, 1])),
+            "train_data[1] is an image with",
+        ),
+        (Unmeasured(), "the length of train_data raised TypeError: no length; mend the data set"),
     ],
 )
 def test_wrong_library_data_is_told_with_its_values(data: Any, words: str) -> None:
     assert words in message(lambda: list(library(data, numbered_vectors()).train(1)))
+
+
+def not_finite_at(bad: int, value: float = float("nan")) -> Callable[[int], tuple[Tensor, int]]:
+    return lambda index: (torch.full((2,), value if index == bad else 0.0), index % 2)
+
+
+@pytest.mark.parametrize("limit", [1 << 24, 4], ids=["whole", "in parts"])
+def test_value_of_a_tensor_data_set_that_is_not_finite_is_found_wherever_it_is(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_sets, "_CHECKED_VALUES", limit)
+    for bad in range(5):
+        images = torch.zeros(5, 2, dtype=torch.float64)
+        images[bad, 1] = 1e300  # finite, but not in float32
+        data = TensorDataset(images, torch.arange(5))
+        text = message(partial(library, data))
+        assert text.startswith(f"train_data[{bad}] is an image with values that are not finite")
+
+
+def test_value_that_is_not_finite_is_found_before_training_where_all_samples_are_seen() -> None:
+    good = Listed(48, not_finite_at(-1))
+    assert message(lambda: library(Listed(48, not_finite_at(17)), good)).startswith("train_data[17] is an image with")
+    assert message(lambda: library(good, Listed(48, not_finite_at(17)))).startswith("test_data[17] is an image with")
+
+
+@pytest.mark.parametrize("name", ["train_data", "test_data"])
+def test_value_that_is_not_finite_is_named_under_way_where_labels_are_listed(name: str) -> None:
+    targets = [i % 2 for i in range(48)]
+    good, bad = (Listed(48, not_finite_at(at), targets) for at in (-1, 17))
+    batches = library(bad, good) if name == "train_data" else library(good, bad)
+    text = message(lambda: list(batches.train(1) if name == "train_data" else batches.test()))
+    assert text.startswith(f"{name}[17] is an image with values that are not finite")
+
+
+def test_run_that_meets_a_value_that_is_not_finite_fails_with_the_sample() -> None:
+    targets = [i % 2 for i in range(48)]
+    good, bad = (Listed(48, not_finite_at(at), targets) for at in (-1, 17))
+    blocks = blocks_from(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)))
+    with pytest.raises(StageFailure, match=r"^train_data\[17\] is an image with values that are not finite"):
+        train(blocks, bad, good, TrainConfig(epochs=1, batch_size=16, threads=1))
 
 
 def test_empty_test_data_is_refused() -> None:
