@@ -58,6 +58,7 @@ class LocalBlock:
         gradient_in: whether a gradient arrives from the next block (from inside its segment).
         gradient_out: whether the block before wants one.
         gives: one sample of what is handed on.
+        name: for people.
 
     Attributes:
         scored: what the last `update` or `evaluate` made of its batch, where the block has a loss.
@@ -74,8 +75,9 @@ class LocalBlock:
         gives: TensorSpec,
         gradient_in: bool = False,
         gradient_out: bool = False,
+        name: str = "",
     ) -> None:
-        self.index, self.config, self.numerics = index, config, numerics
+        self.index, self.config, self.numerics, self.name = index, config, numerics, name
         self.block, self.loss = numerics.place(block), None if loss is None else numerics.place(loss)
         self.gradient_in, self.gradient_out, self.gives = gradient_in, gradient_out, gives
         self.scored: Scored | None = None
@@ -189,6 +191,12 @@ class LocalBlock:
             prefix = f"optimizer.{name}."
             found = {key.removeprefix(prefix): t for key, t in own.items() if key.startswith(prefix)}
             optimizer.state[parameter] = {key: _like(parameter, tensor) for key, tensor in found.items()}
+
+    def first_spoilt(self) -> str | None:
+        """The first of the weights that learn, local head left out, which is not finite; waits for the device."""
+        learning = {name: p for name, p in self.block.named_parameters() if p.requires_grad and p.numel()}
+        whole = torch.stack([p.isfinite().all() for p in learning.values()]).tolist() if learning else []
+        return next((name for name, fine in zip(learning, whole, strict=True) if not fine), None)
 
     def parameters(self) -> int:
         """Parameters of the inference network in this block."""
