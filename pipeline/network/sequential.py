@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pipeline.config.catalog import CUSTOM
 from pipeline.errors import ConfigError
 from pipeline.network.blocks import Block, Dropout, SequentialBlock
+from pipeline.network.sharing import check_separate, unexpand
 from pipeline.network.spec import BlockSpec, Network
 
 __all__ = ["CUSTOM", "blocks_from", "given_network"]
-
-CUSTOM = "custom"
-"""Model name of a user's own network."""
 
 _NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _TAIL = (
@@ -33,7 +32,7 @@ def blocks_from(sequential: nn.Sequential) -> list[Block]:
     result must be class scores. Given weights are kept.
 
     Raises:
-        ConfigError: no child has weights, or two blocks share a parameter.
+        ConfigError: no child has weights, or two blocks share a parameter or buffer.
     """
     groups: list[list[tuple[str, nn.Module]]] = []
     leading: list[tuple[str, nn.Module]] = []
@@ -47,7 +46,7 @@ def blocks_from(sequential: nn.Sequential) -> list[Block]:
     if not groups:
         raise ConfigError(f"the network of {len(sequential)} children has no weights; add a layer such as nn.Linear")
     blocks = [_sequential_block(group, output=group is groups[-1]) for group in groups]
-    _check_shared(blocks)
+    check_separate(blocks)
     return blocks
 
 
@@ -58,25 +57,14 @@ def _sequential_block(children: list[tuple[str, nn.Module]], output: bool) -> Bl
     return SequentialBlock(children, tap)
 
 
-def _check_shared(blocks: Sequence[nn.Module]) -> None:
-    owner: dict[int, int] = {}
-    for index, block in enumerate(blocks):
-        for name, parameter in block.named_parameters():
-            first = owner.setdefault(id(parameter), index)
-            if first != index:
-                raise ConfigError(
-                    f"blocks {first} and {index} share the parameter {name}, but every block trains alone; "
-                    "give each its own"
-                )
-
-
 def given_network(blocks: Sequence[nn.Module]) -> Network:
     """Describe blocks that the user built; a plain module becomes a block whose local loss sees its output."""
     if not blocks:
         raise ConfigError("the network has no blocks; pass at least one, the output layer")
     wrapped = [b if isinstance(b, Block) else SequentialBlock([("0", b)], 1) for b in blocks]
-    _check_shared(wrapped)
+    check_separate(wrapped)
     for index, block in enumerate(wrapped):
+        unexpand(block)
         if not any(parameter.requires_grad for parameter in block.parameters()):
             raise ConfigError(
                 f"block {index} has no parameter that learns; join it to its neighbour, or set requires_grad"
