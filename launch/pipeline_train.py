@@ -23,6 +23,7 @@ from pipeline.config.cli import Command, parse
 from pipeline.config.recipes import RECIPES
 from pipeline.config.toml import to_toml
 from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.text import one_line, printable_lines
 
 __all__ = ["main"]
 
@@ -67,13 +68,19 @@ def _act(command: Command) -> None:
     elif _RANK > 0:
         return
     elif command.list_recipes:
-        print("\n".join(RECIPES))
+        _answer("\n".join(RECIPES))
     elif command.print_config:
-        print(to_toml(config).rstrip())
+        _answer(to_toml(config).rstrip())
     else:
         from pipeline.report.dry_run import dry_run
 
         dry_run(config, _WORLD_SIZE)
+
+
+def _answer(text: str) -> None:
+    """On standard output, if anybody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable_lines(text, getattr(sys.stdout, "encoding", None) or "ascii"), flush=True)
 
 
 def _leave(error: PipelineError) -> NoReturn:
@@ -81,17 +88,31 @@ def _leave(error: PipelineError) -> NoReturn:
     status = 2 if isinstance(error, ConfigError | DataError) else 1
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     if error.rank == _RANK:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        _tell(f"error: {error}")
     if _WORLD_SIZE > 1:
         time.sleep(_HEAD_START_S if error.rank == _RANK else _GRACE_S)
     _exit(status)
 
 
+def _tell(line: str) -> None:
+    """One line on standard error, safe for a terminal, if anybody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(one_line(line, getattr(sys.stderr, "encoding", None) or "ascii"), file=sys.stderr, flush=True)
+
+
 def _exit(status: int) -> NoReturn:
     """Leave without waiting for threads that may be blocked in a transfer to a process that is gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
+            stream.flush()
     os._exit(status)
+
+
+def _open_standard_streams() -> None:
+    """Where one is closed the next file to be opened would get its number, and what is printed."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(opened)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
@@ -100,6 +121,7 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    _open_standard_streams()
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -107,5 +129,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt as interrupt:
         # torchrun ends its processes with SIGTERM after a failure, which was reported.
         if _RANK == 0 and (str(interrupt) == "SIGINT" or _WORLD_SIZE == 1):
-            print(f"interrupted ({interrupt}); the run was ended before its last epoch", file=sys.stderr)
+            _tell(f"interrupted ({interrupt}); the run was ended before its last epoch")
         _exit(1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import nn
 
+from pipeline.config.paths import expanded
 from pipeline.config.toml import read_model
 from pipeline.errors import ConfigError, DataError
 from pipeline.network.sequential import CUSTOM, given_network
@@ -26,13 +29,13 @@ def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None
         DataError: the folder holds no finished run, or weights that do not fit the network.
         ConfigError: the network was a user's own and `blocks` is missing.
     """
-    path = Path(run_folder)
+    path = Path(expanded("run_folder", run_folder))
     try:
-        with safe_open(path / "model.safetensors", "pt") as file:
-            known = file.metadata()
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        data = (path / "model.safetensors").read_bytes()  # the library opens no path that is not UTF-8
+        weights = load(data)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} holds no finished run ({error}); give the folder of a run that has ended") from error
+    known = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     if blocks is not None:
         network = given_network(blocks)
     elif known["model"] == CUSTOM:

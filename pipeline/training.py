@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pipeline.config.paths import expanded
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
-from pipeline.errors import ConfigError
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import Block
 from pipeline.network.sequential import CUSTOM, given_network
 from pipeline.network.zoo import named_network
 from pipeline.report.collector import Collector
-from pipeline.report.display import Display, create_display
+from pipeline.report.display import Display, Unseen, create_display
 from pipeline.report.gather import gather_plan, gather_summary, gather_trace, report_plan, report_summary
 from pipeline.report.records import EpochRecord, Summary
-from pipeline.report.run_folder import RunFolder
+from pipeline.report.run_folder import RunFolder, check_kept
+from pipeline.report.sheltered import Sheltered
+from pipeline.report.trace_file import TraceFile
 from pipeline.runtime.agreement import SIZES, Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration
 from pipeline.runtime.checkpoint import collect_state, digest
 from pipeline.runtime.cores import staying_on
@@ -67,6 +69,7 @@ class TrainResult:
 
 
 _OUTCOME = Topic("outcome", TrainResult)  # without blocks
+_TRACED = Topic("traced", bool)
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ def train(
     test_data: Dataset[Any],
     config: TrainConfig | None = None,
     *,
-    output: str | None = None,
+    output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    trace: str | None = None,
+    trace: str | os.PathLike[str] | None = None,
     show: bool = False,
 ) -> TrainResult:
     """Train blocks with local losses: in one process, or under torchrun with one stage a process.
@@ -127,7 +130,11 @@ def train(
         effective=lambda effective: effective,
         given=given,
     )
-    return _execute(job, Options(output, overwrite, trace, show))
+    return _execute(job, Options(_path("--output", output), overwrite, _path("--trace", trace), show))
+
+
+def _path(name: str, given: str | os.PathLike[str] | None) -> str | None:
+    return None if given is None else expanded(name, given)
 
 
 def run(config: RunConfig, options: Options, network: NetworkFactory | None = None) -> TrainResult:
@@ -155,7 +162,8 @@ def _effective(config: RunConfig, train_config: TrainConfig) -> RunConfig:
 def _execute(job: _Job, options: Options) -> TrainResult:
     """Meet the other processes, carry the run out, and leave nothing of it behind, however it ends."""
     with connect(job.config) as world:
-        display = create_display(options.quiet) if options.show and world.rank == 0 else Display()
+        shown = options.show and world.rank == 0
+        display = Sheltered(lambda: create_display(options.quiet)) if shown else Unseen()
         with failures_told(world.control), contextlib.closing(display):
             device = world.control.together("device choice", lambda: world.choose_device(job.config.device))
             with reproducible(job.config, world.threads, device):
@@ -166,7 +174,7 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
     """Lay out, build, train, gather."""
     control, config, numerics = world.control, job.config, Numerics(device, job.config.precision)
     control.together("configuration", lambda: check_same_configuration(control, config))
-    folder, batches, sizes = _open(job, options, world, device)
+    folder, trace, batches, sizes = _open(job, options, world, device)
     largest = sizes.largest_batch(config.batch_size)  # nothing is measured or kept for more samples than there are
     layout = agree_on_layout(control, replace(config, batch_size=largest), job.network, sizes, numerics, world.seat)
     split, topology = layout.split, Topology.over(layout.split, world.size)
@@ -184,45 +192,57 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
     report_plan(control, stages, layout)
     plan = None
     if world.rank == 0:
-        notes = () if batches is None else batches.notes
+        assert batches is not None, "process 0 reads the data"
         plan = gather_plan(
-            control, config, topology, sizes, links.transport, dataset=job.dataset, model=job.model, notes=notes
+            control,
+            config,
+            topology,
+            sizes,
+            links.transport,
+            dataset=job.dataset,
+            model=job.model,
+            notes=batches.notes,
         )
         display.start(plan)
     collector = Collector(config, display, folder)
-    recorder = Recorder(enabled=options.trace is not None, synchronize=stages[0].synchronize)
+    traced = _TRACED.share(control, trace is not None if world.rank == 0 else None)
+    recorder = Recorder(enabled=traced, synchronize=stages[0].synchronize)
     session = Session(stages, topology, working, control, links, collector, recorder)
     with staying_on(layout.cores), session:
         session.run(None if batches is None else Feed(batches, config))
     weights, state_sha256 = collect_state(stages, topology, world.bulk)
-    note = gather_trace(control, recorder, plan, options.trace)
-    if note is not None:
-        display.note(note)
     report_summary(stages, session)
-    outcome = None
+    outcome, notes = None, list[str]()
     if plan is not None:
         summary = gather_summary(control, config, plan, sizes, collector.records, digest(weights), state_sha256)
         if folder is not None:
-            folder.finish(summary, weights, collector.records, sizes.shape, sizes.classes)
+            notes = folder.finish(summary, weights, collector.records, sizes.shape, sizes.classes)
         display.finish(summary, None if folder is None else str(folder.path), [spec.name for spec in layout.network])
         outcome = TrainResult(summary, tuple(collector.records))
     outcome = _OUTCOME.share(control, outcome)
     _give_back(job.given, weights, world)
+    for note in notes + gather_trace(world.bulk, recorder, plan, trace):
+        display.note(note)
     return replace(outcome, blocks=job.given)
 
 
 def _open(
     job: _Job, options: Options, world: World, device: torch.device
-) -> tuple[RunFolder | None, Batches | None, Sizes]:
-    """Process 0 opens data and run folder, and tells the others what they need to know."""
+) -> tuple[RunFolder | None, TraceFile | None, Batches | None, Sizes]:
+    """Process 0 opens data, run folder and trace, and tells the others what they need to know."""
 
-    def first() -> tuple[RunFolder | None, Batches]:
-        batches, trace, output = job.batches(device), options.trace, options.output
-        if trace is not None and not Path(trace).parent.is_dir():
-            raise ConfigError(f"--trace {trace} cannot be written (no folder {Path(trace).parent}); create it first")
-        return None if output is None else RunFolder(output, overwrite=options.overwrite), batches
+    def first() -> tuple[RunFolder | None, TraceFile | None, Batches]:
+        batches, output = job.batches(device), options.output
+        trace = None if options.trace is None else TraceFile(options.trace, output)
+        if output is not None:
+            check_kept(_state(job.given))
+        folder = None if output is None else RunFolder(output, overwrite=options.overwrite)
+        if trace is not None:
+            trace.check_writable()
+        return folder, trace, batches
 
-    folder, batches = world.control.together("start", first if world.rank == 0 else lambda: (None, None))
+    nothing = (None, None, None)
+    folder, trace, batches = world.control.together("start", first if world.rank == 0 else lambda: nothing)
     mine = None
     if batches is not None:
         mine = Sizes(
@@ -232,7 +252,7 @@ def _open(
             batches.test_samples,
             batches.steps_per_epoch,
         )
-    return folder, batches, SIZES.share(world.control, mine)
+    return folder, trace, batches, SIZES.share(world.control, mine)
 
 
 def _threads(layout: Layout) -> tuple[int, ...] | int:

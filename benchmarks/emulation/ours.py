@@ -52,6 +52,9 @@ class EmulatedStage:
         """There are none."""
         return (), ()
 
+    def check(self, at: Position) -> None:
+        """Nothing can be wrong."""
+
     def synchronize(self) -> None:
         """There is nothing to wait for."""
 

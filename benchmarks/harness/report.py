@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from benchmarks.harness.figures import Figure
 from benchmarks.harness.pictures import Bars, Picture, draw
+from pipeline.text import json_text
 
 __all__ = ["Result", "Row", "Target", "at_least", "at_most", "bars", "publish"]
 
@@ -87,7 +87,7 @@ def publish(name: str, command: str, result: Result, folder: Path) -> Path:
         "targets": [asdict(target) for target in result.targets],
     }
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json_text(report, indent=2) + "\n", encoding="utf-8")
     draw(name, result.picture, folder / f"{name}.png")
     _print(name, result)
     return path

@@ -10,7 +10,18 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigError
 
-__all__ = ["DATASETS", "LOSSES", "MODELS", "POOL", "VGG_PLANS", "DatasetInfo", "LossSpec", "check_fits", "stem_stride"]
+__all__ = [
+    "CUSTOM",
+    "DATASETS",
+    "LOSSES",
+    "MODELS",
+    "POOL",
+    "VGG_PLANS",
+    "DatasetInfo",
+    "LossSpec",
+    "check_fits",
+    "stem_stride",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +96,8 @@ VGG_PLANS: Mapping[str, tuple[int | str, ...]] = {  # of the paper's appendix; v
 }
 
 MODELS = ("mlp", *VGG_PLANS)
+
+CUSTOM = "custom"  # the model's name where the network is a user's own
 
 
 @dataclass(frozen=True)

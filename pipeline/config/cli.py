@@ -11,6 +11,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.fields import Option, described, flag_name, option
 from pipeline.config.method import Method
 from pipeline.config.model import ModelConfig
+from pipeline.config.paths import expanded
 from pipeline.config.placement import Placement
 from pipeline.config.recipes import RECIPES, recipe
 from pipeline.config.schedule import Schedule
@@ -41,6 +42,11 @@ class Command:
     dry_run: bool = option(False, "configuration, split, shapes and cost of each stage, no training")
     print_config: bool = option(False, "effective configuration as TOML")
     quiet: bool = option(False, "no live display")
+
+    def __post_init__(self) -> None:
+        for name in ("output", "trace"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, expanded(f"--{name}", getattr(self, name)))
 
 
 GROUPS: Mapping[str, tuple[type, ...]] = {  # the headings of `--help`, and the classes whose fields are the flags

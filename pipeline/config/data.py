@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config.catalog import DATASETS
 from pipeline.config.fields import Bounds, check_fields, option
+from pipeline.config.paths import expanded
 from pipeline.errors import ConfigError
 
 __all__ = ["DataConfig"]
@@ -22,6 +23,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, DataConfig)
+        object.__setattr__(self, "data_dir", _storable(expanded("--data-dir", self.data_dir)))
         shape = DATASETS[self.dataset].shape
         if shape is not None and self.cutout > 2 * min(shape[1:]):
             raise ConfigError(
@@ -30,3 +32,14 @@ class DataConfig:
             )
         if self.train_limit == 1:
             raise ConfigError("--train-limit is 1, but a batch needs at least 2 samples; give at least 2")
+
+
+def _storable(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"--data-dir is {path!r}, whose name is not UTF-8, so that no config.toml can hold it; rename the folder, "
+            "or give a link to it"
+        ) from None
+    return path

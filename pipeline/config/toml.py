@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.method import Method
+from pipeline.config.paths import expanded
 from pipeline.config.schema import SECTIONS, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.text import printable
 
 __all__ = ["GONE", "from_toml", "read_model", "read_toml", "to_toml"]
 
@@ -26,10 +29,14 @@ def to_toml(config: RunConfig | TrainConfig) -> str:
     sections = asdict(config) if isinstance(config, RunConfig) else {"train": asdict(config)}
     lines = []
     for section, values in sections.items():
-        # JSON's strings, numbers, booleans and lists are TOML's as well.
-        entries = (f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)
+        entries = (f"{key} = {_value(value)}" for key, value in values.items() if value is not None)
         lines += [f"[{section}]", *entries, ""]
     return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    """JSON's values are TOML's as well, but for escapes: TOML knows no surrogates, and wants DEL escaped."""
+    return printable(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def from_toml(text: str, source: str = "the configuration", gone: Mapping[str, tuple[str, str]] = GONE) -> RunConfig:
@@ -44,8 +51,9 @@ def from_toml(text: str, source: str = "the configuration", gone: Mapping[str, t
     return RunConfig(**sections)
 
 
-def read_toml(path: str) -> RunConfig:
+def read_toml(path: str | os.PathLike[str]) -> RunConfig:
     """Read a `config.toml`. Raises ConfigError if the file is missing or wrong."""
+    path = expanded("--config", path)
     return from_toml(_read(path, f"--config {path}"), source=path)
 
 
@@ -60,7 +68,7 @@ def read_model(path: str) -> tuple[ModelConfig, str]:
 
 def _read(path: str, name: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # an editor may have put a mark before it
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"{name} cannot be read ({reason}); give the config.toml of a run") from error

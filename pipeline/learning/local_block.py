@@ -60,6 +60,7 @@ class LocalBlock:
         gradient_out: whether the block before wants one.
         gives: one sample of what is handed on.
         manners: how the block treats what it is given.
+        name: for people.
 
     Attributes:
         scored: what the last `update` or `evaluate` made of its batch, where the block has a loss.
@@ -77,8 +78,9 @@ class LocalBlock:
         gradient_in: bool = False,
         gradient_out: bool = False,
         manners: Manners = Manners(),  # noqa: B008  frozen
+        name: str = "",
     ) -> None:
-        self.index, self.config, self.numerics, self.manners = index, config, numerics, manners
+        self.index, self.config, self.numerics, self.manners, self.name = index, config, numerics, manners, name
         self.block = numerics.place(block, channels_last=manners.channels_last)
         self.loss = None if loss is None else numerics.place(loss)
         self.gradient_in, self.gradient_out, self.gives = gradient_in, gradient_out, gives
@@ -193,6 +195,12 @@ class LocalBlock:
             prefix = f"optimizer.{name}."
             found = {key.removeprefix(prefix): t for key, t in own.items() if key.startswith(prefix)}
             optimizer.state[parameter] = {key: _like(parameter, tensor) for key, tensor in found.items()}
+
+    def first_spoilt(self) -> str | None:
+        """The first of the weights that learn, local head left out, which is not finite; waits for the device."""
+        learning = {name: p for name, p in self.block.named_parameters() if p.requires_grad and p.numel()}
+        whole = torch.stack([p.isfinite().all() for p in learning.values()]).tolist() if learning else []
+        return next((name for name, fine in zip(learning, whole, strict=True) if not fine), None)
 
     def parameters(self) -> int:
         """Parameters of the inference network in this block."""

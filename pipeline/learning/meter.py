@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +32,9 @@ class Meter:
 
     def __init__(self, blocks: Sequence[int], device: torch.device) -> None:
         self.blocks = tuple(blocks)
-        # of each block: loss times samples, wrong samples
-        self.sums = torch.zeros(len(self.blocks), 2, dtype=torch.float64, device=device)
-        self.samples = 0
+        # of each block: loss times samples, wrong samples, batches before the first loss that was not finite
+        self.sums = torch.zeros(len(self.blocks), 3, dtype=torch.float64, device=device)
+        self.samples = self.batches = 0
         self._has_errors = [False] * len(self.blocks)
         self._snapshot: tuple[Tensor, int] | None = None
 
@@ -43,7 +44,10 @@ class Meter:
             return
         samples = labels.shape[0]
         self.samples += samples
+        self.batches += 1
         self.sums[:, 0].add_(torch.stack([one.loss for one in found]), alpha=samples)
+        # A sum that is not finite, which no loss below zero can make, never is again: nobody looks at single losses.
+        self.sums[:, 2].add_(self.sums[:, 0] < math.inf)
         self._has_errors = [one.scores is not None for one in found]
         scores = [one.scores for one in found if one.scores is not None]
         if not scores:
@@ -56,12 +60,15 @@ class Meter:
             self.sums[row, 1].add_(count)
 
     def read(self, *, reset: bool) -> dict[int, BlockScore]:
-        """Means so far, by block. With `reset` exact, waiting for the device, and counted anew from now on; else at
-        the last look, without waiting: a GPU's sums are copied while it works on."""
+        """Means so far, by block; a block with a loss that was not finite has none.
+
+        With `reset` exact, waiting for the device, and counted anew from now on; else at the last look, without
+        waiting: a GPU's sums are copied while it works on.
+        """
         if reset:
             scores = self._means(self.sums, self.samples)
             # A fresh tensor, so that a copy under way of the old one stays right.
-            self.sums, self.samples, self._snapshot = torch.zeros_like(self.sums), 0, None
+            self.sums, self.samples, self.batches, self._snapshot = torch.zeros_like(self.sums), 0, 0, None
             return scores
         if self.sums.device.type == "cpu":
             return self._means(self.sums, self.samples)
@@ -70,9 +77,16 @@ class Meter:
         self._snapshot = (host.copy_(self.sums, non_blocking=True), self.samples)
         return {} if previous is None else self._means(*previous)
 
+    def first_spoilt(self) -> tuple[int, int] | None:
+        """Of the first loss that was not finite the batch, counted from 0, and the block; waits for the device."""
+        found = zip(self.blocks, self.sums.tolist(), strict=True)
+        return min(
+            ((int(before), block) for block, (loss, _, before) in found if not math.isfinite(loss)), default=None
+        )
+
     def state(self) -> dict[int, Tensor]:
-        """All that is known of each block, float64 [4]."""
-        known = [self.sums.new_tensor([self.samples, errors]) for errors in self._has_errors]
+        """All that is known of each block, float64 [6]."""
+        known = [self.sums.new_tensor([self.samples, self.batches, errors]) for errors in self._has_errors]
         return {block: torch.cat(parts) for block, *parts in zip(self.blocks, self.sums, known, strict=True)}
 
     def load(self, state: Mapping[int, Tensor]) -> None:
@@ -80,15 +94,17 @@ class Meter:
         if not self.blocks:
             return
         mine = torch.stack([state[block] for block in self.blocks])
-        self.sums = mine[:, :2].to(self.sums.device, copy=True)
-        self.samples, self._has_errors, self._snapshot = int(mine[0, 2]), mine[:, 3].bool().tolist(), None
+        self.sums = mine[:, :3].to(self.sums.device, copy=True)
+        self.samples, self.batches = mine[0, 3:5].long().tolist()
+        self._has_errors, self._snapshot = mine[:, 5].bool().tolist(), None
 
     def _means(self, sums: Tensor, samples: int) -> dict[int, BlockScore]:
         if samples == 0:
             return {}
         return {
             block: BlockScore(block, loss / samples, 100.0 * wrong / samples if has_errors else None)
-            for block, (loss, wrong), has_errors in zip(self.blocks, sums.tolist(), self._has_errors, strict=True)
+            for block, (loss, wrong, _), has_errors in zip(self.blocks, sums.tolist(), self._has_errors, strict=True)
+            if math.isfinite(loss)
         }
 
 

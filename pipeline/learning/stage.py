@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import TrainConfig
+from pipeline.errors import StageFailure
 from pipeline.learning.balance import members, segment_ends
 from pipeline.learning.captured import Acting, Capture, run_forward, run_segments, run_update
 from pipeline.learning.compiled import check_compiler
@@ -19,7 +20,7 @@ from pipeline.learning.losses import Targets
 from pipeline.learning.meter import Meter
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.optimizer import create_optimizer, set_learning_rate
-from pipeline.learning.packet import Packet, Signature, TensorSpec, labelled
+from pipeline.learning.packet import Packet, Position, Signature, TensorSpec, labelled
 from pipeline.learning.scores import BlockScore
 from pipeline.network.blocks import canonical
 from pipeline.network.spec import BlockShape, Network, build_block
@@ -51,6 +52,12 @@ class Trainable(Protocol):
 
     def scores(self, *, reset: bool) -> tuple[Scores, Scores]:
         """Training and test scores of every block; with `reset` exact, waiting for the device, and started over."""
+
+    def check(self, at: Position) -> None:
+        """Raise StageFailure if training has diverged: a loss since the last exact scores, or a weight, is not finite.
+
+        Waits for the device; `at` is where training has come to.
+        """
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
@@ -158,6 +165,32 @@ class Stage:
         train, test = (self._meters[kind].read(reset=reset) for kind in ("train", "test"))
         return self._of_all(train), self._of_all(test)
 
+    def check(self, at: Position) -> None:
+        meter = self._meters["train"]
+        spoilt = meter.first_spoilt()
+        if spoilt is not None:
+            step = at.step - meter.batches + spoilt[0]
+            raise StageFailure(
+                f"the loss of {self._called(spoilt[1])} became nan or infinite in epoch {at.epoch}, at step {step} of "
+                f"the run; {self._remedy}"
+            )
+        for block in self.blocks:  # what the last step of a run does to them shows in no loss
+            name = block.first_spoilt()
+            if name is not None:
+                raise StageFailure(
+                    f"{name} of {self._called(block.index)} became nan or infinite at the end of epoch {at.epoch}, "
+                    f"before step {at.step} of the run; {self._remedy}"
+                )
+
+    def _called(self, index: int) -> str:
+        name = next(block.name for block in self.blocks if block.index == index)
+        return f"block {index} ({name})" if name else f"block {index}"
+
+    @property
+    def _remedy(self) -> str:
+        rate = self.config.learning_rate(self._epoch)
+        return f"lower --lr, which is {rate:g} there, or look for numbers in the data that are not finite"
+
     def _of_all(self, found: Mapping[int, BlockScore]) -> Scores:
         return tuple(found.get(block.index, BlockScore(block.index, None, None)) for block in self.blocks)
 
@@ -211,6 +244,7 @@ def build_stage(
             gradient_in=not last,
             gradient_out=not first,
             manners=shapes[i].manners,
+            name=network[i].name,
         )
         blocks.append(local)
     return Stage(index, blocks, config, shapes[own[0]].inputs, shapes[own[-1]].outputs)

@@ -8,17 +8,16 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from pipeline.config.catalog import CUSTOM
 from pipeline.errors import ConfigError
 from pipeline.network.blocks import Block, SequentialBlock
 from pipeline.network.chain import NotAChain, Piece, chain_of
 from pipeline.network.kinds import is_layer, is_plain_sequential, is_tail, of_torch
 from pipeline.network.shadowing import check_names
+from pipeline.network.sharing import check_separate, unexpand
 from pipeline.network.spec import BlockSpec, Network
 
 __all__ = ["CUSTOM", "blocks_from", "given_network"]
-
-CUSTOM = "custom"
-"""Model name of a user's own network."""
 
 
 def blocks_from(network: nn.Module) -> list[Block]:
@@ -37,8 +36,8 @@ def blocks_from(network: nn.Module) -> list[Block]:
     `DataParallel` are left out.
 
     Raises:
-        ConfigError: the network has no layer, it is not a chain, two blocks share a parameter, or a method of a
-            user's class hides one of torch's.
+        ConfigError: the network has no layer, it is not a chain, two blocks share a parameter or buffer, or a method
+            of a user's class hides one of torch's.
     """
     network = _unwrapped(network)
     check_names(network)
@@ -52,7 +51,7 @@ def blocks_from(network: nn.Module) -> list[Block]:
         children = sum(1 for _ in network.children())
         raise ConfigError(f"the network of {children} children has no weights; add a layer such as nn.Linear")
     blocks = [_sequential_block(group, output=group is groups[-1]) for group in groups]
-    _check_shared(blocks)
+    check_separate(blocks)
     return blocks
 
 
@@ -143,18 +142,6 @@ def _names(pieces: Sequence[Piece]) -> list[str]:
     return [name if name not in plain[:at] else f"{name}_again_{at}" for at, name in enumerate(plain)]
 
 
-def _check_shared(blocks: Sequence[nn.Module]) -> None:
-    owner: dict[int, int] = {}
-    for index, block in enumerate(blocks):
-        for name, parameter in block.named_parameters():
-            first = owner.setdefault(id(parameter), index)
-            if first != index:
-                raise ConfigError(
-                    f"blocks {first} and {index} share the parameter {name}, but every block trains alone; "
-                    "give each its own"
-                )
-
-
 def given_network(blocks: Sequence[nn.Module]) -> Network:
     """Describe blocks that the user built; a plain module becomes a block whose local loss sees its output."""
     if not blocks:
@@ -162,8 +149,9 @@ def given_network(blocks: Sequence[nn.Module]) -> Network:
     for block in blocks:
         check_names(block)
     wrapped = [b if isinstance(b, Block) else SequentialBlock([("0", b)], 1) for b in blocks]
-    _check_shared(wrapped)
+    check_separate(wrapped)
     for index, block in enumerate(wrapped):
+        unexpand(block)
         if not any(parameter.requires_grad for parameter in block.parameters()):
             raise ConfigError(
                 f"block {index} has no parameter that learns; join it to its neighbour, or set requires_grad"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.config.schema import TrainConfig
+from pipeline.report.attempt import attempt
 from pipeline.report.display import Display
 from pipeline.report.records import EpochRecord, merge_epoch
 from pipeline.report.run_folder import RunFolder
@@ -17,7 +20,7 @@ __all__ = ["Collector"]
 
 @dataclass(frozen=True)
 class Collector(Observer):
-    """Joins the stages' parts of every epoch."""
+    """Joins the stages' parts of every epoch. Metrics that cannot be written are told, and tried again later."""
 
     config: TrainConfig  # learning rates
     display: Display
@@ -30,6 +33,9 @@ class Collector(Observer):
     def epoch(self, epoch: int, parts: Sequence[StageEpoch]) -> None:
         record = merge_epoch(epoch, self.config.learning_rate(epoch), parts)
         self.records.append(record)
-        if self.folder is not None:
-            self.folder.append(record)
+        notes = [] if self.folder is None else attempt("metrics.jsonl", partial(self.folder.append, record))
         self.display.epoch(record)
+        if record.test_error_percent is not None and math.isnan(record.test_error_percent):
+            notes.append(f"epoch {epoch} has no test error: the outputs for the test data are not finite")
+        for note in notes:
+            self.display.note(note)

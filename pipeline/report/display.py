@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import threading
@@ -14,9 +15,12 @@ from rich.text import Text
 
 from pipeline.report import render
 from pipeline.report.records import EpochRecord, RunPlan, Summary
+from pipeline.text import printable
 from pipeline.transport.messages import StageStatus
 
-__all__ = ["Display", "LiveDisplay", "PlainDisplay", "create_display"]
+__all__ = ["Display", "LiveDisplay", "PlainDisplay", "Unseen", "create_display"]
+
+_log = logging.getLogger(__name__)
 
 
 class Display:
@@ -41,17 +45,31 @@ class Display:
         """Give the terminal back; may be called more than once."""
 
 
+class Unseen(Display):
+    """Shows nothing; what a person should read goes to the log, which Python prints to standard error by itself."""
+
+    def note(self, text: str) -> None:
+        _log.warning("%s", printable(text))
+
+
 def create_display(quiet: bool, console: Console | None = None) -> Display:
     """The live view in a terminal; plain lines with `quiet` or without a terminal that can show it."""
     # Not Console.is_terminal alone: it believes variables such as FORCE_COLOR, which say nothing about a pipe.
-    terminal = sys.stdout.isatty() if console is None else console.is_terminal
+    terminal = _has_terminal() if console is None else console.is_terminal
     console = console or Console()
     able = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
     return LiveDisplay(console) if terminal and able and not quiet else PlainDisplay(console)
 
 
+def _has_terminal() -> bool:
+    """Of standard output, which may be closed, or something that a program has put there."""
+    asked = getattr(sys.stdout, "isatty", None)
+    return asked is not None and bool(asked())
+
+
 class PlainDisplay(Display):
-    """Plain lines, one per epoch; our own text in them is ASCII, so that any pipe or file takes it."""
+    """Plain lines, one per epoch; our own text in them is ASCII, and names are made so that any pipe or file takes
+    them."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -90,7 +108,7 @@ class PlainDisplay(Display):
             self._line(f"{label}: {text}")
 
     def _line(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(printable(text, self._console.encoding)), soft_wrap=True)
 
 
 class LiveDisplay(Display):
@@ -107,7 +125,7 @@ class LiveDisplay(Display):
         self._lock = threading.Lock()  # the gatherer's thread shows while the main thread closes
 
     def start(self, plan: RunPlan) -> None:
-        self._plan = plan
+        self._plan = plan = render.with_printable_names(plan)
         self._console.print(render.header(plan))
         self._console.print(render.plan_table(plan, self._console.width))
         for text in plan.notes:
@@ -136,11 +154,11 @@ class LiveDisplay(Display):
         self._console.print(render.epoch_text(record, self._plan.epochs if self._plan else 0), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self._console.print(Text.assemble(("note: ", "yellow"), text))
+        self._console.print(Text.assemble(("note: ", "yellow"), printable(text)))
 
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
         self.close()
-        scores = render.score_table(summary, self._last, names)
+        scores = render.score_table(summary, self._last, [printable(name) for name in names])
         for view in (scores, render.stage_summary(summary), render.closing_grid(summary, folder)):
             self._console.print()
             self._console.print(view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,7 @@ from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import named_network
 from pipeline.runtime.agreement import count_segments, decide_split
 from pipeline.runtime.cores import seat
+from pipeline.text import printable_lines
 
 __all__ = ["dry_run"]
 
@@ -41,8 +43,10 @@ def dry_run(config: RunConfig, world_size: int) -> None:
             table.add_row(str(stage), str(block), network[block].name, takes, hands, share)
         table.add_section()
     console = Console()
-    console.print(to_toml(replace(config, train=train)), markup=False, highlight=False)
-    console.print(table)
+    effective = printable_lines(to_toml(replace(config, train=train)), console.encoding)
+    with contextlib.suppress(OSError, ValueError, SystemExit):  # nobody listens any more; rich ends the program then
+        console.print(effective, markup=False, highlight=False, soft_wrap=True)
+        console.print(table)
 
 
 def _sizes(config: RunConfig) -> tuple[tuple[int, ...], int]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
 import platform
 import resource
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.balance import shares
 from pipeline.learning.stage import Stage
-from pipeline.report.plots import save_timeline
+from pipeline.report.attempt import attempt
 from pipeline.report.records import EpochRecord, RunPlan, Summary
-from pipeline.report.trace import join, write_chrome
+from pipeline.report.trace import join
+from pipeline.report.trace_file import TraceFile
 from pipeline.runtime.agreement import Layout, Sizes
 from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
 from pipeline.spans import Recorder
+from pipeline.text import json_text
+from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
 from pipeline.transport.links import Transport
 from pipeline.transport.messages import StagePlan, StageSummary
@@ -26,7 +31,7 @@ from pipeline.transport.topics import PLANS, SUMMARIES, Topic
 
 __all__ = ["gather_plan", "gather_summary", "gather_trace", "report_plan", "report_summary"]
 
-_TRACE = Topic("trace", dict)
+_TRACE_BYTES = Topic("trace bytes", int)
 
 
 def report_plan(control: Control, stages: Sequence[Stage], layout: Layout) -> None:
@@ -107,6 +112,7 @@ def gather_summary(
     seconds = sum(record.seconds for record in records)  # on the last stage's clock
     last = records[-1]
     assert last.test_error_percent is not None and last.block_test_error_percent is not None
+    tested = [r.test_error_percent for r in records if r.test_error_percent is not None]
     return Summary(
         dataset=plan.dataset,
         model=plan.model,
@@ -122,7 +128,7 @@ def gather_summary(
         parameters_local_heads=sum(stage.parameters_local_heads for stage in plan.stages),
         train_error_percent=last.train_error_percent,
         test_error_percent=last.test_error_percent,
-        best_test_error_percent=min(r.test_error_percent for r in records if r.test_error_percent is not None),
+        best_test_error_percent=min((error for error in tested if not math.isnan(error)), default=math.nan),
         block_test_error_percent=last.block_test_error_percent,
         train_seconds=seconds,
         samples_per_second=sizes.trained_samples(config.batch_size) * config.epochs / seconds,
@@ -133,22 +139,38 @@ def gather_summary(
     )
 
 
-def gather_trace(control: Control, recorder: Recorder, plan: RunPlan | None, path: str | None) -> str | None:
-    """Write the spans of all processes, and a picture beside them; every process calls it, process 0 with the plan.
+def gather_trace(bulk: Bulk, recorder: Recorder, plan: RunPlan | None, file: TraceFile | None) -> list[str]:
+    """Write the spans of all processes; every one that has recorded calls it, process 0 with the plan and the file.
 
-    Returns what the user should know: that some spans did not fit, else None.
+    Comes last, because it is worth less than all else. Returns what the user should know: that some spans did not fit,
+    or that there is no trace, and why.
     """
-    if path is None:
-        return None
-    _TRACE.publish(control, control.rank, recorder.export())
-    if plan is None:
-        return None
-    told = _TRACE.gather(control, range(control.world_size))
-    spans = join(told)
-    write_chrome(path, spans, {index: f"stage {index} ({stage.device})" for index, stage in enumerate(plan.stages)})
-    save_timeline(spans, Path(path).with_suffix(".png"))
-    dropped = sum(part["dropped"] for part in told)
-    return f"{path} holds the first {len(spans):,} spans; {dropped:,} later ones were left out" if dropped else None
+    told: list[dict[str, Any]] = []
+    if not recorder.enabled:
+        return []
+    notes = attempt("the trace", lambda: told.extend(_exchange(bulk, recorder.export())))
+    if plan is None or file is None or notes:
+        return notes if plan is not None else []
+    spans, dropped = join(told), sum(part["dropped"] for part in told)
+    if dropped:
+        notes.append(f"{file.path} holds the first {len(spans):,} spans; {dropped:,} later ones were left out")
+    return notes + file.write(spans, {i: f"stage {i} ({stage.device})" for i, stage in enumerate(plan.stages)})
+
+
+def _exchange(bulk: Bulk, mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """What all processes have recorded, in process 0; beside the store, which torchrun keeps in memory."""
+    control = bulk.control
+    if control.rank > 0:
+        text = torch.frombuffer(bytearray(json_text(mine).encode()), dtype=torch.uint8)
+        _TRACE_BYTES.publish(control, control.rank, len(text))
+        bulk.send(0, [text])
+        return []
+    told = [mine]
+    for rank in range(1, control.world_size):
+        text = torch.empty(_TRACE_BYTES.read(control, rank, rank), dtype=torch.uint8)
+        bulk.receive(rank, [text])
+        told.append(json.loads(text.numpy().tobytes()))
+    return told
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class EpochRecord:
     seconds: float
     lr: float
     train_error_percent: float  # running, dropout on
-    test_error_percent: float | None
+    test_error_percent: float | None  # nan where the network's outputs were not finite
     block_loss: tuple[float | None, ...]
     block_train_error_percent: tuple[float | None, ...]
     block_test_error_percent: tuple[float | None, ...] | None
@@ -78,16 +79,20 @@ def merge_epoch(epoch: int, lr: float, parts: Sequence[StageEpoch]) -> EpochReco
     parts = sorted(parts, key=lambda part: part.stage)
     train = [score for part in parts for score in part.train]
     test = None if parts[-1].test is None else [score for part in parts for score in part.test or ()]
-    assert train[-1].error_percent is not None, "the output layer has scores"
+    assert train[-1].error_percent is not None, "the output layer has scores, and its losses were finite"
     keys = ("stage", "busy_fraction", "wait_input_s", "wait_output_s")
     return EpochRecord(
         epoch=epoch,
         seconds=parts[-1].seconds,
         lr=lr,
         train_error_percent=train[-1].error_percent,
-        test_error_percent=None if test is None else test[-1].error_percent,
+        test_error_percent=None if test is None else _number(test[-1].error_percent),
         block_loss=tuple(score.loss for score in train),
         block_train_error_percent=tuple(score.error_percent for score in train),
         block_test_error_percent=None if test is None else tuple(score.error_percent for score in test),
         stage=tuple({key: getattr(part, key) for key in keys} for part in parts),
     )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

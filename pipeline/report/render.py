@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.config.catalog import CUSTOM
 from pipeline.learning.scores import BlockScore
 from pipeline.report.records import EpochRecord, RunPlan, Summary
+from pipeline.text import printable
 from pipeline.transport.messages import StagePlan, StageStatus
 
 __all__ = [
@@ -33,6 +37,7 @@ __all__ = [
     "span_of",
     "stage_summary",
     "title",
+    "with_printable_names",
 ]
 
 _WIDE = 100  # columns from which headings are written out
@@ -46,6 +51,12 @@ _SHARES = {  # of a stage's time; glyphs differ because a terminal may have no c
     "wait in": ("\N{LIGHT SHADE}", "blue"),
     "wait out": ("\N{MEDIUM SHADE}", "yellow"),
 }
+
+
+def with_printable_names(plan: RunPlan) -> RunPlan:
+    """`plan` with every name that a user has given made safe for a terminal."""
+    stages = (replace(stage, names=tuple(map(printable, stage.names))) for stage in plan.stages)
+    return replace(plan, dataset=printable(plan.dataset), model=printable(plan.model), stages=tuple(stages))
 
 
 def title(plan: RunPlan) -> str:
@@ -221,14 +232,18 @@ def closing(summary: Summary, folder: str | None) -> list[tuple[str, str]]:
         ("parameters", f"{count(summary.parameters)}, {count(summary.parameters_local_heads)} more in local heads"),
         ("state", summary.state_sha256[:16]),
     ]
-    return lines if folder is None else [*lines, ("run folder", folder)]
+    if folder is None:
+        return lines
+    more = ", blocks" if summary.model == CUSTOM else ""
+    call = f"pipeline.load_model({json.dumps(folder, ensure_ascii=False)}{more})"
+    return [*lines, ("run folder", folder), ("weights", call)]
 
 
 def closing_grid(summary: Summary, folder: str | None) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in closing(summary, folder):
         style = "bold" if label == "test error" else ""
-        grid.add_row(Text(label, style="dim"), Text(text, style=style, overflow="fold"))
+        grid.add_row(Text(label, style="dim"), Text(printable(text), style=style, overflow="fold"))
     return grid
 
 

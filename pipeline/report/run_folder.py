@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.report.attempt import attempt
 from pipeline.report.plots import save_curves
 from pipeline.report.records import EpochRecord, Summary
+from pipeline.text import json_text
 
-__all__ = ["RunFolder", "default_folder"]
+__all__ = ["FILES", "RunFolder", "check_kept", "default_folder"]
 
-_FILES = ("config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "curves.png")
+FILES = ("config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "curves.png")
 
 
 def default_folder(dataset: str, model: str, loss: str) -> str:
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{dataset}-{model}-{loss}"
+
+
+def check_kept(state: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError for a tensor of a kind that `model.safetensors` cannot hold."""
+    for name, tensor in state.items():
+        try:
+            save({"x": torch.zeros(1).to(tensor.dtype)})
+        except Exception:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"block {name.partition('.')[0]} keeps {name.partition('.')[2]} as {kind}, which model.safetensors "
+                "cannot hold; keep it in another number format, or train without an output folder"
+            ) from None
 
 
 class RunFolder:
@@ -29,7 +46,8 @@ class RunFolder:
 
     def __init__(self, path: str, *, overwrite: bool) -> None:
         self.path = Path(path)
-        held = [name for name in _FILES if (self.path / name).exists()]
+        self._untold: list[str] = []  # lines of metrics.jsonl that could not be written yet
+        held = [name for name in FILES if os.path.lexists(self.path / name)]
         if held and not overwrite:
             raise ConfigError(
                 f"--output {path} holds a run already ({', '.join(held)}); choose another folder or add --overwrite"
@@ -47,8 +65,23 @@ class RunFolder:
         (self.path / "config.toml").write_text(toml, encoding="utf-8")
 
     def append(self, record: EpochRecord) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+        """Add an epoch to the metrics. Raises OSError where it cannot be; then the next call adds it, too."""
+        self._untold.append(json_text(asdict(record)) + "\n")
+        self._tell()
+
+    def _tell(self) -> None:
+        """Write what has not been, or nothing of it."""
+        if not self._untold:
+            return
+        path = self.path / "metrics.jsonl"
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._untold))
+        except OSError:
+            os.truncate(path, before)
+            raise
+        self._untold.clear()
 
     def finish(
         self,
@@ -57,9 +90,44 @@ class RunFolder:
         records: Sequence[EpochRecord],
         input_shape: tuple[int, ...],
         classes: int,
-    ) -> None:
-        """Write weights (with what it takes to build the network again), curves and, last, the summary."""
+    ) -> list[str]:
+        """Write weights (with what it takes to build the network again), summary and curves.
+
+        Whatever fails, the others are written. Returns what the user should know: that there are no curves, say.
+        Raises OSError where weights, metrics or summary cannot be written.
+        """
         known = {"model": summary.model, "input_shape": ",".join(map(str, input_shape)), "classes": str(classes)}
-        save_file(dict(weights), self.path / "model.safetensors", metadata=known)
-        save_curves(records, self.path / "curves.png", f"{summary.model} on {summary.dataset}, {summary.loss}")
-        (self.path / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+        try:
+            self._write("model.safetensors", lambda part: _save(weights, part, known))
+        finally:
+            try:
+                text = json_text(asdict(summary), indent=2) + "\n"
+                self._write("summary.json", lambda part: part.write_text(text, encoding="utf-8"))
+            finally:
+                self._tell()
+        title = f"{summary.model} on {summary.dataset}, {summary.loss}"
+        curves = self.path / "curves.png"
+        return attempt(str(curves), lambda: save_curves(records, curves, title))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Under another name first, so that half a file is never taken for a result."""
+        part = self.path / f"{name}.part"
+        try:
+            write(part)
+            part.replace(self.path / name)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _save(weights: Mapping[str, Tensor], path: Path, known: dict[str, str]) -> None:
+    """Tensors that share memory are saved each by itself, as the file wants it: every name is kept."""
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        memory = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    try:
+        save_file(own, path, metadata=known)
+    except SafetensorError as error:
+        raise OSError(f"{path.name}: {error}") from error

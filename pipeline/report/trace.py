@@ -6,13 +6,13 @@ which is as good as those are synchronised (NTP: about a millisecond).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.spans import LANES, Span
+from pipeline.text import json_text
 
 __all__ = ["join", "spans_from", "to_chrome", "tracks_of", "write_chrome"]
 
@@ -92,4 +92,4 @@ def _event(span: Span, track: int, start_ns: int) -> dict[str, Any]:
 
 def write_chrome(path: str | Path, spans: Sequence[Span], names: Mapping[int, str]) -> None:
     """Write a trace that Perfetto and chrome://tracing open."""
-    Path(path).write_text(json.dumps(to_chrome(spans, names)), encoding="utf-8")
+    Path(path).write_text(json_text(to_chrome(spans, names)), encoding="utf-8")

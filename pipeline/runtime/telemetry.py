@@ -60,7 +60,8 @@ class Telemetry:
         return self
 
     def before(self, packet: Packet) -> None:
-        """A packet has been taken."""
+        """A packet has been taken. Raises StageFailure where training has diverged, so that of two stages the one
+        that is nearer to the input, whose numbers have spoilt the other's, says so."""
         self.control.at = packet.at
         if packet.kind is Kind.TRAIN:
             self._training = True
@@ -69,6 +70,8 @@ class Telemetry:
             for stage in self.stages:
                 stage.synchronize()
             self._epoch_seconds = time.perf_counter() - self._since
+            for stage in self.stages:
+                stage.check(packet.at)
 
     def after(self, packet: Packet) -> None:
         """It has been worked on."""
@@ -154,8 +157,10 @@ class Gatherer:
 
     def _run(self) -> None:
         try:
-            while not self._gather() and not self._stop.wait(_REFRESH_S):
-                pass
+            while not self._gather():
+                if self._stop.wait(_REFRESH_S):
+                    self._gather()  # epochs that all stages have ended before the failure
+                    return
         except BaseException as error:  # raised again in the main thread
             self._broken = error
 

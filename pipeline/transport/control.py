@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure, first_line
 from pipeline.learning.packet import Position
+from pipeline.text import json_text
 
 __all__ = ["Beat", "Control", "Watch", "known_to_all", "lost_connection"]
 
@@ -26,6 +27,9 @@ R = TypeVar("R")
 
 _POLL_S = 0.02
 _REPORT_S = 2.0  # within which a process that ends says why
+_PIECE = 1 << 20  # bytes of one value in the store, whose libuv backend closes a connection that sends over 8 MiB
+_PIECES = "pieces"  # begins a value that lies in several places; no JSON begins so
+_LONGEST = 10_000  # characters of a failure's message
 _LOST = "Connection closed by peer|Connection reset by peer|Timed out waiting|pair closure|Broken pipe"
 _KINDS: dict[str, type[PipelineError]] = {e.__name__: e for e in (ConfigError, DataError, StageFailure)}
 
@@ -63,7 +67,7 @@ class Control:
         self.describe = describe
         self.at = Position()
         self.waits_for: int | None = None
-        self._generation = 0
+        self._generation = self._versions = 0
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
         self.advance()
@@ -91,26 +95,53 @@ class Control:
         return f"{self._generation}/{self._round}/{name}"
 
     def publish(self, key: str, value: Any) -> None:
-        """Write a JSON value; a later one replaces it. Raises StageFailure if the store is gone, as peek and read."""
+        """Write a JSON value; a later one replaces it. What is not finite is read as None.
+
+        Raises StageFailure if the store is gone, as peek and read.
+        """
+        text, key = json_text(value), self._key(key)
         with self._store_errors():
-            self.store.set(self._key(key), json.dumps(value))
+            if len(text) > _PIECE:
+                text = self._in_pieces(key, text)
+            self.store.set(key, text)
+
+    def _in_pieces(self, key: str, text: str) -> str:
+        """Write a long value in several places; what to write in its own one. Readers tell by the version whether all
+        pieces belong to one value."""
+        self._versions += 1
+        pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+        for number, piece in enumerate(pieces):
+            self.store.set(f"{key}/{_PIECES}/{number}", f"{self._versions} {piece}")
+        return f"{_PIECES} {self._versions} {len(pieces)}"
 
     def peek(self, key: str) -> Any:
         """The value of a key, or None if nobody has published it yet."""
         return self._get(self._key(key))
 
     def _get(self, key: str) -> Any:
+        text = self._text(key)
+        return None if text is None else json.loads(text)
+
+    def _text(self, key: str) -> str | None:
+        """What lies under a key, or None if nobody has written it yet, or somebody is writing it anew."""
         with self._store_errors():
-            return json.loads(self.store.get(key)) if self.store.check([key]) else None
+            if not self.store.check([key]):
+                return None
+            text = self.store.get(key).decode()
+            if not text.startswith(_PIECES):
+                return text
+            _, version, count = text.split()
+            places = [f"{key}/{_PIECES}/{number}" for number in range(int(count))]
+            found = [self.store.get(place).decode().partition(" ") for place in places]
+        return "".join(piece for _, _, piece in found) if all(of == version for of, _, _ in found) else None
 
     def read(self, key: str, rank: int) -> Any:
         """Wait for a value that `rank` publishes. Raises StageFailure if that process fails or falls silent."""
-        watch = Watch(self, rank)
-        with self._store_errors():
-            while not self.store.check([self._key(key)]):
-                watch.check()
-                time.sleep(_POLL_S)
-        return self.peek(key)
+        watch, place = Watch(self, rank), self._key(key)
+        while (text := self._text(place)) is None:
+            watch.check()
+            time.sleep(_POLL_S)
+        return json.loads(text)
 
     def meet(self, limit_s: float) -> None:
         """Wait until every process is here. Raises StageFailure if one does not come within `limit_s` seconds."""
@@ -157,7 +188,7 @@ class Control:
 
     def fail(self, message: str) -> PipelineError:
         """Report that this process failed; returns the error that ends the generation, the first one reported."""
-        mine = json.dumps({"rank": self.rank, "message": message})
+        mine = json_text({"rank": self.rank, "message": message[:_LONGEST]})
         with self._store_errors():
             first = json.loads(self.store.compare_set(self._failure, "", mine))
         return _with_rank(StageFailure(first["message"]), first["rank"])

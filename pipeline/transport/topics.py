@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import UnionType
@@ -48,10 +49,15 @@ class Topic(Generic[T]):
 
 
 def decoded(kind: Any, value: Any) -> Any:
-    """What JSON made of a `kind`, as that again: dataclasses, tuples and None within each other, else as it is."""
+    """What JSON made of a `kind`, as that again: dataclasses, tuples and None within each other, else as it is.
+
+    A number that was not finite is nan, or None where that may be.
+    """
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         return cast(Any, kind)(**{f.name: decoded(hints[f.name], value[f.name]) for f in fields(kind)})
+    if kind is float and value is None:
+        return math.nan
     if isinstance(kind, UnionType):
         return None if value is None else decoded(get_args(kind)[0], value)
     if get_origin(kind) is tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -71,4 +72,26 @@ def test_many_blocks_cost_as_many_operations_as_few(classes: int | None) -> None
         with Operations() as operations:
             meter.add(batch, LABELS)
         counts.append(operations.count)
-    assert counts[0] == counts[1] <= 7
+    assert counts[0] == counts[1] <= 10
+
+
+def test_the_first_loss_that_is_not_finite_is_named_by_its_batch() -> None:
+    meter = Meter([2, 5, 6], CPU)
+    for losses in ((1.0, 1.0, 1.0), (1.0, 2.0, 3.0), (math.inf, 1.0, math.nan), (math.nan, math.inf, 1.0)):
+        meter.add(scored(*losses), LABELS)
+        if losses == (1.0, 2.0, 3.0):
+            assert meter.first_spoilt() is None
+    again = Meter([2, 5, 6], CPU)
+    again.load(meter.state())
+    for one in (meter, again):
+        assert one.first_spoilt() == (2, 2), "the third batch, and of two blocks the one nearer to the input"
+        assert one.batches == 4
+    assert meter.read(reset=True) == {}, "errors of such outputs would be made up"
+    assert meter.first_spoilt() is None
+
+
+def test_looking_for_what_is_not_finite_never_waits_for_the_device() -> None:
+    """Nor does it change a sum."""
+    meter = Meter([0], torch.device("meta"))
+    batch = [Scored(torch.empty((), device="meta"), None)]
+    meter.add(batch, torch.empty(4, dtype=torch.int64, device="meta"))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.config.catalog import LOSSES
 from pipeline.config.schema import ModelConfig, TrainConfig
+from pipeline.errors import StageFailure
 from pipeline.learning.balance import cut_segments
 from pipeline.learning.losses import similarity_matrix
 from pipeline.learning.numerics import Numerics
@@ -200,6 +201,41 @@ def test_meters_count_losses_and_errors() -> None:
     scores = stage.scores(reset=True)[1]
     assert all(score.loss is not None for score in scores)
     assert [score.error_percent is None for score in scores] == [True] * 5 + [False]
+
+
+def test_divergence_is_told_by_block_epoch_and_step() -> None:
+    (stage,) = stages(config(), (6,))
+    for step in range(4):
+        if step == 2:
+            next(stage.blocks[3].block.parameters()).data.fill_(torch.inf)
+        stage.step(batch(step))
+    message = (
+        r"the loss of block 3 \(.+\) became nan or infinite in epoch 1, at step 2 of the run; lower --lr, which is "
+        r"0\.01 there, or look for numbers in the data that are not finite"
+    )
+    with pytest.raises(StageFailure, match=f"^{message}$"):
+        stage.check(Position(1, 4))
+
+
+def test_divergence_in_the_last_step_shows_in_the_weights() -> None:
+    (stage,) = stages(config(), (6,))
+    stage.step(batch(0))
+    stage.check(Position(1, 1))
+    stage.blocks[1].block.get_parameter("encoder.bias").data[3] = torch.nan
+    message = r"^encoder\.bias of block 1 \(.+\) became nan or infinite at the end of epoch 1, before step 1 of"
+    with pytest.raises(StageFailure, match=message):
+        stage.check(Position(1, 1))
+
+
+def test_a_test_loss_that_is_not_finite_gives_no_error_and_fails_nothing() -> None:
+    (stage,) = stages(config(), (6,))
+    stage.step(batch(0))
+    packet = batch(0, Kind.EVALUATE)
+    stage.evaluate(packet.with_x(torch.full_like(packet.x, torch.nan)))
+    stage.check(Position(1, 1))
+    train, test = stage.scores(reset=True)
+    assert all(score.loss is not None for score in train)
+    assert all(score.loss is score.error_percent is None for score in test)
 
 
 @pytest.mark.parametrize("loss", ["pred", "predsim", "glob+sim"])

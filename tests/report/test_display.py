@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 from rich.cells import cell_len
@@ -116,6 +116,7 @@ def test_plain_output_is_a_line_per_stage_and_epoch_and_an_aligned_summary() -> 
         "parameters: 8.90M, 0.64M more in local heads",
         "state: cdcdcdcdcdcdcdcd",
         "run folder: runs/x",
+        'weights: pipeline.load_model("runs/x")',
     ]
 
 
@@ -123,6 +124,23 @@ def test_plain_output_says_nothing_of_a_folder_or_a_test_that_is_not_there() -> 
     lines = plain(made_up(missing=True), folder=None)
     assert not any("run folder" in line for line in lines)
     assert "epoch 3/12: 1.9 s, lr 0.000125, train error nan %" in lines
+
+
+def test_the_weights_of_a_users_own_network_are_loaded_into_its_blocks() -> None:
+    run = made_up()
+    own = replace(run, summary=replace(run.summary, model="custom"))
+    assert plain(own, folder='a "b"')[-1] == 'weights: pipeline.load_model("a \\"b\\"", blocks)'
+
+
+def test_plain_output_takes_any_name_to_any_pipe() -> None:
+    run = made_up(1, 1)
+    odd = replace(run, plan=replace(run.plan, dataset="画像\x1b[2J", model="é\udcff"))
+    raw = BytesIO()
+    console = Console(file=TextIOWrapper(raw, encoding="ascii"), width=80)
+    show(PlainDisplay(console), odd, "käse")
+    lines = raw.getvalue().decode("ascii").splitlines()
+    assert lines[0].startswith("\\u00e9\\udcff on \\u753b\\u50cf\\u001b[2J, predsim")
+    assert lines[-1] == 'weights: pipeline.load_model("k\\u00e4se")'
 
 
 def test_plain_output_is_ascii() -> None:

@@ -215,6 +215,30 @@ def test_after_a_failure_nothing_is_left_and_the_next_session_works(fleets: Call
     assert state_of(fleet.stages) == state_of(undisturbed.stages)
 
 
+class Exploding(Faulty):
+    """A stage whose weights become infinite before a step."""
+
+    def step(self, packet: Packet) -> Packet:
+        if packet.at.step == self._at:
+            next(self._stage.blocks[2].block.parameters()).data.fill_(torch.inf)
+        return self._stage.step(packet)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_divergence_is_one_failure_in_all_processes_and_keeps_the_epochs_before(
+    processes: int, fleets: Callable[..., Fleet]
+) -> None:
+    notes = Notes()
+    fleet = fleets(settings(epochs=3), (2, 4), processes, notes)
+    exploding = cast(Trainable, Exploding(fleet.stages[1], ValueError(), at=4))
+    found = failures(fleet.sessions([fleet.stages[0], exploding]), Feed(data(), fleet.config))
+    assert [type(error) for error in found] == [StageFailure] * processes
+    (message,) = {str(error) for error in found}
+    assert "the loss of block 4 (" in message
+    assert ") became nan or infinite in epoch 2, at step 4 of the run; lower --lr" in message
+    assert [epoch for epoch, _ in notes.epochs] == [1]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_another_thread_may_abort_a_run(victim: int, fleets: Callable[..., Fleet]) -> None:
     config = settings(epochs=9)

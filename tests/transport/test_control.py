@@ -6,16 +6,18 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure
 from pipeline.learning.packet import Position, TensorSpec, labelled
 from pipeline.learning.scores import BlockScore
+from pipeline.transport import control as control_module
 from pipeline.transport.control import Control, known_to_all
 from pipeline.transport.messages import StageEpoch, StagePlan
 from pipeline.transport.topics import EPOCHS, PLANS, Topic
@@ -150,7 +152,7 @@ def test_a_heartbeat_says_where_a_process_is_and_on_whom_it_waits(controls: list
     [
         (PLANS, StagePlan(1, "cpu", 2, (0, 1), ("conv 3-8", "output"), 5, 6, 0.25)),
         (EPOCHS, StageEpoch(0, 1.5, 0.9, 0.1, 0.2, (BlockScore(0, 0.5, None),), None)),
-        (EPOCHS, StageEpoch(0, 1.5, 0.9, 0.1, 0.2, (), (BlockScore(0, None, 3.25), BlockScore(1, math.inf, 0.0)))),
+        (EPOCHS, StageEpoch(0, 1.5, 0.9, 0.1, 0.2, (), (BlockScore(0, None, 3.25), BlockScore(1, 1e300, 0.0)))),
         (Topic("plain", list), [1, "a", None]),
     ],
 )
@@ -160,6 +162,43 @@ def test_a_topic_gives_back_what_it_was_given(controls: list[Control], topic: To
     assert topic.peek(controls[1], 0) == topic.read(controls[2], 0, 0) == value
     assert topic.share(controls[0], value) == topic.share(controls[1], None) == value
     assert topic.gather(controls[1], [0]) == [value]
+
+
+def test_what_is_not_finite_is_nan_again_or_none_where_that_may_be(controls: list[Control]) -> None:
+    EPOCHS.publish(controls[0], 0, StageEpoch(0, math.inf, math.nan, 0.1, 0.2, (BlockScore(0, math.inf, 1.0),), None))
+    told = EPOCHS.read(controls[1], 0, 0)
+    assert math.isnan(told.seconds) and math.isnan(told.busy_fraction)
+    assert told.train == (BlockScore(0, None, 1.0),)
+
+
+def test_a_value_larger_than_the_store_takes_at_once_arrives() -> None:
+    """Its libuv backend closes a connection that sends more than 8 MiB."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
+    ends = [Control(store if rank == 0 else store.clone(), rank, 2, timeout_s=10) for rank in range(2)]
+    try:
+        value = {"text": "x" * (9 << 20), "more": ["\u00e9", 1.5]}
+        ends[0].publish("large", value)
+        assert ends[1].read("large", 0) == value
+        ends[0].publish("large", "small")
+        assert ends[1].peek("large") == "small"
+        assert len(str(ends[1].fail("z" * (9 << 20)))) == 10_000
+        with pytest.raises(StageFailure, match=r"^z+$"):
+            ends[0].raise_if_failed()
+    finally:
+        for end in ends:
+            end.close()
+
+
+def test_a_large_value_that_is_being_replaced_is_not_read_by_halves(
+    controls: list[Control], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_PIECE", 10)
+    controls[0].publish("key", "a" * 25)
+    place = controls[0]._key("key")
+    controls[0].store.set(f"{place}/pieces/1", "2 bbbbbbbbbb")  # the first of what a later call writes
+    assert controls[1].peek("key") is None
+    threading.Timer(0.1, lambda: controls[0].publish("key", "b" * 25)).start()
+    assert controls[1].read("key", 0) == "b" * 25
 
 
 def test_neighbours_that_disagree_are_told_both_sides() -> None:

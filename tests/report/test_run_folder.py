@@ -1,0 +1,91 @@
+"""What a run leaves: every file for itself, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, load_file
+
+from pipeline.errors import ConfigError
+from pipeline.report import run_folder
+from pipeline.report.run_folder import RunFolder, check_kept
+from tests.support.made_up import made_up
+
+RUN = made_up()
+
+
+def finish(folder: RunFolder, weights: dict[str, torch.Tensor] | None = None) -> list[str]:
+    return folder.finish(RUN.summary, weights or {"0.weight": torch.ones(2)}, [RUN.record], (3,), 2)
+
+
+def no(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_weights_that_share_memory_are_saved_under_all_their_names(tmp_path: Path) -> None:
+    base = torch.arange(12.0).view(3, 4)
+    weights = {"0.a": base, "0.b": base, "0.c": base[1], "0.d": base.T.contiguous(), "0.e": torch.ones(())}
+    assert finish(RunFolder(str(tmp_path / "run"), overwrite=False), weights) == []
+    again = load_file(tmp_path / "run" / "model.safetensors")
+    assert set(again) == set(weights)
+    assert all(torch.equal(again[name], x) for name, x in weights.items())
+
+
+def test_curves_that_cannot_be_drawn_are_told_and_cost_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "save_curves", no)
+    (note,) = finish(RunFolder(str(tmp_path), overwrite=False))
+    assert note == f"{tmp_path}/curves.png could not be written ([Errno 28] No space left on device)"
+    assert {"model.safetensors", "summary.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_weights_that_cannot_be_saved_cost_neither_summary_nor_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "save_file", no)
+    with pytest.raises(OSError, match="No space left"):
+        finish(RunFolder(str(tmp_path), overwrite=False))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "summary.json"]
+
+
+def test_an_epoch_that_could_not_be_written_down_comes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(str(tmp_path), overwrite=False)
+    folder.append(replace(RUN.record, epoch=1))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", no)
+        with pytest.raises(OSError, match="No space left"):
+            folder.append(replace(RUN.record, epoch=2))
+    folder.append(replace(RUN.record, epoch=3))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_link_to_nowhere_counts_as_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").symlink_to(tmp_path / "gone" / "summary.json")
+    with pytest.raises(ConfigError, match=r"holds a run already \(summary\.json\)"):
+        RunFolder(str(tmp_path), overwrite=False)
+    finish(RunFolder(str(tmp_path), overwrite=True))
+    assert json.loads((tmp_path / "summary.json").read_text())["schema"] == 1
+
+
+def test_names_that_are_no_utf8_are_written_to(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/k\xe9 \x1b[31m")
+    assert finish(RunFolder(path, overwrite=False)) == []
+    assert torch.equal(load((Path(path) / "model.safetensors").read_bytes())["0.weight"], torch.ones(2))
+
+
+def test_a_kind_of_tensor_that_the_file_cannot_hold_is_told() -> None:
+    message = "block 1 keeps body.0.turns as complex128, which model.safetensors cannot hold; keep it in another"
+    state = {"0.weight": torch.ones(1), "1.body.0.turns": torch.ones(1, dtype=torch.complex128)}
+    with pytest.raises(ConfigError, match=message):
+        check_kept(state)
+    check_kept({"0.x": torch.ones(1, dtype=torch.bool), "0.y": torch.ones(1, dtype=torch.bfloat16)})
