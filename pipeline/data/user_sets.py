@@ -65,7 +65,7 @@ class _DatasetSplit:
         self._dataset, self._size, self._name, self._device, self._key = dataset, size, name, device, key
         with _keyed_globals(*key, "scan"):
             self.shape = tuple(self._sample(0)[0].shape)
-            self.classes = max(self._labels()) + 1
+            self.classes = max(max(self._labels()) + 1, _named_classes(dataset))
 
     def __len__(self) -> int:
         return self._size
@@ -170,6 +170,15 @@ def _listed_labels(dataset: Any, size: int) -> list[Any] | None:
         listed = listed.tolist()
     fits = isinstance(listed, list | tuple) and len(listed) == size
     return list(listed) if fits and all(isinstance(label, int | np.integer) for label in listed) else None
+
+
+def _named_classes(dataset: Any) -> int:
+    """How many classes a data set names in `classes`, as torchvision's do: a part of it may lack some."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    named = getattr(dataset, "classes", None)
+    changed = getattr(dataset, "target_transform", None) is not None
+    return len(named) if isinstance(named, list | tuple) and not changed else 0
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -48,6 +48,18 @@ def test_tensor_data_set_gives_the_same_batches_as_the_same_samples_one_by_one()
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
+def test_classes_that_a_data_set_names_count_where_a_part_of_it_lacks_them() -> None:
+    whole = Listed(6, lambda index: (torch.zeros(2), index % 2))
+    assert library(whole).classes == 2
+    whole.classes = ["cat", "dog", "owl", "pig"]  # type: ignore[attr-defined]
+    assert library(whole).classes == 4
+    assert (
+        library(Subset(Subset(whole, [0, 1, 2, 3]), [0, 2]), Listed(3, lambda index: (torch.zeros(2), 0))).classes == 4
+    )
+    whole.target_transform = abs  # type: ignore[attr-defined]
+    assert library(whole).classes == 2, "what is made of the labels may be anything"
+
+
 @pytest.mark.parametrize(
     ("image", "shape", "value"),
     [
