@@ -13,11 +13,12 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.config.cli import Command, parse
 from pipeline.config.recipes import RECIPES
@@ -25,11 +26,15 @@ from pipeline.config.toml import to_toml
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.text import one_line, printable_lines
 
+if TYPE_CHECKING:
+    from pipeline.runtime.requests import Requests
+
 __all__ = ["main"]
 
 _RANK = int(os.environ.get("RANK", "0"))
 _WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 _HEAD_START_S = 0.5  # how long the others get to find the same mistake before the first exit ends them
+_SAVE_S = 25.0  # for the last step and its checkpoint after a signal: torchrun kills after 30
 _GRACE_S = 10.0  # how long a process waits for torchrun to end it after another one has reported the failure
 
 
@@ -52,7 +57,7 @@ def _parse(arguments: Sequence[str]) -> Command | None:
     """The command, or None where `--help` was all; only process 0 prints the help."""
     quiet = contextlib.redirect_stdout(io.StringIO()) if _RANK else contextlib.nullcontext()
     with quiet, contextlib.suppress(SystemExit):
-        return parse(arguments)
+        return parse(arguments, _WORLD_SIZE)
     return None
 
 
@@ -64,7 +69,19 @@ def _act(command: Command) -> None:
         from pipeline.training import Options, run
 
         output = command.output or default_folder(config.data.dataset, config.model.model, config.train.loss)
-        run(config, Options(output, command.overwrite, command.trace, show=True, quiet=command.quiet))
+        run(
+            config,
+            Options(
+                output,
+                command.overwrite,
+                command.trace,
+                command.resume,
+                command.init_from,
+                show=True,
+                quiet=command.quiet,
+                requests=_listening(),
+            ),
+        )
     elif _RANK > 0:
         return
     elif command.list_recipes:
@@ -75,6 +92,28 @@ def _act(command: Command) -> None:
         from pipeline.report.dry_run import dry_run
 
         dry_run(config, _WORLD_SIZE)
+
+
+def _listening() -> Requests:
+    """Requests that signals make: to end after a save, or to save alone, as schedulers ask before their limit."""
+    from pipeline.runtime.requests import Requests
+
+    requests = Requests()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        again = requests.stop.is_set() and number == signal.SIGINT and _WORLD_SIZE == 1
+        if again or not requests.heard.is_set():
+            _interrupt(number, frame)
+        if not requests.stop.is_set():  # torchrun passes on what the terminal has sent already
+            requests.stop.set()
+            limit = threading.Timer(_SAVE_S, os._exit, (1,))
+            limit.daemon = True
+            limit.start()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    signal.signal(signal.SIGUSR1, lambda *_: requests.save.set())
+    return requests
 
 
 def _answer(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pipeline.config.paths import expanded
+from pipeline.config.resume import AUTO
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
+from pipeline.errors import StageFailure
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import Block
@@ -25,6 +27,7 @@ from pipeline.network.zoo import named_network
 from pipeline.report.collector import Collector
 from pipeline.report.display import Display, Unseen, create_display
 from pipeline.report.gather import gather_plan, gather_summary, gather_trace, report_plan, report_summary
+from pipeline.report.keeping import Beginning, Keeping, begin, load, saver_of
 from pipeline.report.records import EpochRecord, Summary
 from pipeline.report.run_folder import RunFolder, check_kept
 from pipeline.report.sheltered import Sheltered
@@ -34,6 +37,7 @@ from pipeline.runtime.checkpoint import collect_state, digest
 from pipeline.runtime.cores import staying_on
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.feed import Feed
+from pipeline.runtime.requests import Requests
 from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
 from pipeline.runtime.world import World, connect, reproducible
@@ -45,13 +49,16 @@ __all__ = ["Options", "TrainResult", "run", "train"]
 
 @dataclass(frozen=True)
 class Options:
-    """What a run leaves behind and shows; none of it changes the weights."""
+    """What a run begins with, leaves behind and shows, and what may be asked of it."""
 
     output: str | None = None
     overwrite: bool = False
     trace: str | None = None
+    resume: str | None = None
+    init_from: str | None = None
     show: bool = False
     quiet: bool = False
+    requests: Requests = field(default_factory=Requests)
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ def train(
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     trace: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     show: bool = False,
 ) -> TrainResult:
     """Train blocks with local losses: in one process, or under torchrun with one stage a process.
@@ -106,6 +114,8 @@ def train(
         output: folder for metrics, summary, weights and curves; None writes nothing.
         overwrite: replace a run that `output` holds.
         trace: file for a timeline in Chrome trace format.
+        resume: go on from the newest complete checkpoint of the run in this folder; `auto` is `output`, where none is
+            a fresh start. Without `output` the run goes on in that folder.
         show: print progress.
 
     Returns:
@@ -130,7 +140,9 @@ def train(
         effective=lambda effective: effective,
         given=given,
     )
-    return _execute(job, Options(_path("--output", output), overwrite, _path("--trace", trace), show))
+    source = _path("--resume", resume)
+    target = _path("--output", output) or (source if source != AUTO else None)
+    return _execute(job, Options(target, overwrite, _path("--trace", trace), source, show=show))
 
 
 def _path(name: str, given: str | os.PathLike[str] | None) -> str | None:
@@ -174,20 +186,25 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
     """Lay out, build, train, gather."""
     control, config, numerics = world.control, job.config, Numerics(device, job.config.precision)
     control.together("configuration", lambda: check_same_configuration(control, config))
-    folder, trace, batches, sizes = _open(job, options, world, device)
+    beginning, trace, batches, sizes = _open(job, options, world, device)
+    folder = beginning.folder
     largest = sizes.largest_batch(config.batch_size)  # nothing is measured or kept for more samples than there are
     layout = agree_on_layout(control, replace(config, batch_size=largest), job.network, sizes, numerics, world.seat)
     split, topology = layout.split, Topology.over(layout.split, world.size)
     config = replace(config, segments=layout.segments, split=split, stages=len(split), threads=_threads(layout))
     working = replace(config, batch_size=largest)
     torch.set_num_threads(layout.threads[world.rank])
+    keeping = Keeping(job.effective(config), job.dataset, job.model, sizes)
+    told = control.together("resume", lambda: keeping.go_on(beginning))
     if folder is not None:
-        folder.write_config(to_toml(job.effective(config)))
+        folder.write_config(to_toml(keeping.config))
+        folder.restore(keeping.records)
     world.bulk.from_first(_state(job.given))
     stages = [
         build_stage(working, layout.network, layout.shapes, layout.classes, split, index, numerics)
         for index in topology.stages_of(world.rank)
     ]
+    start = load(beginning, options.init_from, stages, topology, world.bulk)
     links = world.links(device)
     report_plan(control, stages, layout)
     plan = None
@@ -201,15 +218,18 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
             links.transport,
             dataset=job.dataset,
             model=job.model,
-            notes=batches.notes,
+            notes=(*batches.notes, *told),
         )
         display.start(plan)
-    collector = Collector(config, display, folder)
+    saver = saver_of(folder, keeping, config.keep, topology, control)
+    collector = Collector(config, display, folder, keeping.records, saver)
     traced = _TRACED.share(control, trace is not None if world.rank == 0 else None)
     recorder = Recorder(enabled=traced, synchronize=stages[0].synchronize)
-    session = Session(stages, topology, working, control, links, collector, recorder)
-    with staying_on(layout.cores), session:
-        session.run(None if batches is None else Feed(batches, config))
+    session = Session(stages, topology, working, control, links, collector, recorder, options.requests)
+    feed = None if batches is None else Feed(batches, config, saver, options.requests)
+    with staying_on(layout.cores), session, saver or contextlib.nullcontext():
+        session.run(feed, start)
+    _check_finished(session, config, sizes, folder)
     weights, state_sha256 = collect_state(stages, topology, world.bulk)
     report_summary(stages, session)
     outcome, notes = None, list[str]()
@@ -226,23 +246,33 @@ def _carry_out(job: _Job, options: Options, world: World, device: torch.device, 
     return replace(outcome, blocks=job.given)
 
 
+def _check_finished(session: Session, config: TrainConfig, sizes: Sizes, folder: RunFolder | None) -> None:
+    """Raise StageFailure, the same in all processes, if the run was asked to end before its last step."""
+    at = session.control.at
+    if at.step < config.epochs * sizes.steps_per_epoch:
+        saved = "" if folder is None else f"; go on with --resume {folder.path}"
+        error = StageFailure(f"interrupted at epoch {at.epoch}, step {at.step} of the run{saved}")
+        error.rank = 0
+        raise error
+
+
 def _open(
     job: _Job, options: Options, world: World, device: torch.device
-) -> tuple[RunFolder | None, TraceFile | None, Batches | None, Sizes]:
+) -> tuple[Beginning, TraceFile | None, Batches | None, Sizes]:
     """Process 0 opens data, run folder and trace, and tells the others what they need to know."""
 
-    def first() -> tuple[RunFolder | None, TraceFile | None, Batches]:
+    def first() -> tuple[Beginning, TraceFile | None, Batches | None]:
         batches, output = job.batches(device), options.output
         trace = None if options.trace is None else TraceFile(options.trace, output)
         if output is not None:
             check_kept(_state(job.given))
-        folder = None if output is None else RunFolder(output, overwrite=options.overwrite)
+        beginning = begin(output, overwrite=options.overwrite, resume=options.resume)
         if trace is not None:
             trace.check_writable()
-        return folder, trace, batches
+        return beginning, trace, batches
 
-    nothing = (None, None, None)
-    folder, trace, batches = world.control.together("start", first if world.rank == 0 else lambda: nothing)
+    nothing = (Beginning(), None, None)
+    beginning, trace, batches = world.control.together("start", first if world.rank == 0 else lambda: nothing)
     mine = None
     if batches is not None:
         mine = Sizes(
@@ -252,7 +282,7 @@ def _open(
             batches.test_samples,
             batches.steps_per_epoch,
         )
-    return folder, trace, batches, SIZES.share(world.control, mine)
+    return beginning, trace, batches, SIZES.share(world.control, mine)
 
 
 def _threads(layout: Layout) -> tuple[int, ...] | int:

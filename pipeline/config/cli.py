@@ -14,6 +14,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.paths import expanded
 from pipeline.config.placement import Placement
 from pipeline.config.recipes import RECIPES, recipe
+from pipeline.config.resume import AUTO, placed_anew
 from pipeline.config.schedule import Schedule
 from pipeline.config.schema import RunConfig, override
 from pipeline.config.toml import read_toml
@@ -38,13 +39,28 @@ class Command:
     list_recipes: bool = option(False, "name the recipes and leave")
     output: str | None = option(None, "run folder", metavar="DIR", shown="runs/<time>-<dataset>-<model>-<loss>")
     overwrite: bool = option(False, "replace a run that the folder holds")
+    resume: str | None = option(
+        None,
+        "go on from the newest checkpoint of a run",
+        metavar="DIR",
+        given="its folder, or auto: that of --output, if it holds one",
+        doc="go on from the newest complete checkpoint of the run in DIR, with its configuration; with `auto` of the "
+        "run in `--output`, where none is a fresh start",
+    )
+    init_from: str | None = option(None, "begin with the weights of a model.safetensors", metavar="FILE")
     trace: str | None = option(None, "timeline of every stage in Chrome trace format", metavar="FILE")
     dry_run: bool = option(False, "configuration, split, shapes and cost of each stage, no training")
     print_config: bool = option(False, "effective configuration as TOML")
     quiet: bool = option(False, "no live display")
 
     def __post_init__(self) -> None:
-        for name in ("output", "trace"):
+        if self.resume is not None and self.init_from is not None:
+            raise ConfigError(
+                "--resume goes on with all of a run, --init-from with its weights alone; drop one of them"
+            )
+        if self.resume is not None and self.overwrite:
+            raise ConfigError("--overwrite removes what --resume goes on from; drop one of them")
+        for name in ("output", "trace", "resume", "init_from"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, expanded(f"--{name}", getattr(self, name)))
 
@@ -59,11 +75,21 @@ GROUPS: Mapping[str, tuple[type, ...]] = {  # the headings of `--help`, and the 
 }
 
 
-def parse(arguments: Sequence[str]) -> Command:
-    """Read the flags over recipe, configuration file and defaults. Raises ConfigError for what cannot be trained."""
+def parse(arguments: Sequence[str], world_size: int = 1) -> Command:
+    """Read the flags over recipe, configuration file and defaults, for a run of `world_size` processes.
+
+    Raises ConfigError for what cannot be trained.
+    """
     given = vars(_parser().parse_args(arguments))
     start, call = _Start(**_take(given, _Start)), _take(given, Command)
-    return Command(config=override(_base(start, given), given), **call)
+    resume = call.get("resume")
+    if resume is None or resume == AUTO:
+        return Command(config=override(_base(start, given), given), **call)
+    if start.recipe is not None or start.config is not None:
+        raise ConfigError(f"--resume {resume} brings its own configuration; drop --recipe and --config")
+    folder = expanded("--resume", resume)
+    base = placed_anew(read_toml(f"{folder}/config.toml"), world_size)
+    return Command(config=override(base, given), **{"output": folder, **call})
 
 
 def _take(given: dict[str, Any], part: type) -> dict[str, Any]:

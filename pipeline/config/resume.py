@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.config.fields import flag_name, joined
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["check_resumable"]
+__all__ = ["AUTO", "check_resumable", "placed_anew"]
+
+AUTO = "auto"
+"""As `--resume`: from the newest complete checkpoint of `--output`, or from the start if there is none."""
 
 _FREE = {  # what changes no bit of what is still to be computed
     *("epochs", "eval_every", "checkpoint_every", "keep", "stages", "split", "queue_depth", "timeout", "capture"),
@@ -39,6 +42,16 @@ def check_resumable(saved: RunConfig | TrainConfig, now: RunConfig | TrainConfig
             "begin a run of its own, with its weights by --init-from"
         )
     return notes
+
+
+def placed_anew(config: RunConfig, world_size: int) -> RunConfig:
+    """The configuration of an earlier run for so many processes: what was found for as many as then stays."""
+    train = config.train
+    same = world_size == 1 if train.split is None else len(train.split) == world_size
+    if same:
+        return config
+    threads = train.threads if isinstance(train.threads, int) else None
+    return replace(config, train=replace(train, split=None, stages=None, threads=threads))
 
 
 def _entries(config: RunConfig | TrainConfig) -> Iterator[tuple[str, Any]]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline.config.schema import TrainConfig
+from pipeline.learning.packet import Packet
+from pipeline.learning.stage import Trainable
 from pipeline.report.attempt import attempt
 from pipeline.report.display import Display
 from pipeline.report.records import EpochRecord, merge_epoch
 from pipeline.report.run_folder import RunFolder
+from pipeline.runtime.saver import Saver
 from pipeline.runtime.telemetry import Observer
 from pipeline.transport.messages import StageEpoch, StageStatus
 
@@ -20,12 +23,24 @@ __all__ = ["Collector"]
 
 @dataclass(frozen=True)
 class Collector(Observer):
-    """Joins the stages' parts of every epoch. Metrics that cannot be written are told, and tried again later."""
+    """Joins the stages' parts of every epoch, and lets snapshots be saved.
+
+    Metrics that cannot be written are told, and tried again later.
+    """
 
     config: TrainConfig  # learning rates
     display: Display
     folder: RunFolder | None  # takes the epochs; None writes nothing
     records: list[EpochRecord] = field(default_factory=list)
+    saver: Saver | None = None  # takes the snapshots
+
+    def snapshot(self, packet: Packet, stages: Sequence[Trainable]) -> None:
+        if self.saver is not None:
+            self.saver.take(packet.at, stages)
+
+    def check(self) -> None:
+        if self.saver is not None:
+            self.saver.check()
 
     def status(self, stages: Sequence[StageStatus]) -> None:
         self.display.status(stages)

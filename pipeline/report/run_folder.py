@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -44,25 +45,38 @@ def check_kept(state: Mapping[str, Tensor]) -> None:
 class RunFolder:
     """Creates the folder at once, so that a wrong path, or one that holds a run, is refused before any training."""
 
-    def __init__(self, path: str, *, overwrite: bool) -> None:
+    def __init__(self, path: str, *, overwrite: bool, goes_on: bool = False) -> None:
         self.path = Path(path)
         self._untold: list[str] = []  # lines of metrics.jsonl that could not be written yet
         held = [name for name in FILES if os.path.lexists(self.path / name)]
-        if held and not overwrite:
+        if held and not (overwrite or goes_on):
             raise ConfigError(
-                f"--output {path} holds a run already ({', '.join(held)}); choose another folder or add --overwrite"
+                f"--output {path} holds a run already ({', '.join(held)}); choose another folder, add --overwrite, or "
+                f"go on with --resume {path}"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in held:
-                (self.path / name).unlink()
+            if not goes_on:  # else what the run has left so far stays until there is something newer
+                for name in held:
+                    (self.path / name).unlink()
+                _remove(self.checkpoints)
             (self.path / "metrics.jsonl").touch()
         except OSError as error:
             reason = error.strerror
             raise ConfigError(f"--output {path} cannot be written ({reason}); choose another folder") from error
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, which is made by the first one."""
+        return self.path / "checkpoints"
+
     def write_config(self, toml: str) -> None:
         (self.path / "config.toml").write_text(toml, encoding="utf-8")
+
+    def restore(self, records: Sequence[EpochRecord]) -> None:
+        """Let the metrics hold these epochs and no others: the run goes on after them."""
+        text = "".join(json_text(asdict(record)) + "\n" for record in records)
+        self._write("metrics.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
 
     def append(self, record: EpochRecord) -> None:
         """Add an epoch to the metrics. Raises OSError where it cannot be; then the next call adds it, too."""
@@ -117,6 +131,14 @@ class RunFolder:
             part.replace(self.path / name)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    """A folder of ours with all that is in it; of a link only that."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def _save(weights: Mapping[str, Tensor], path: Path, known: dict[str, str]) -> None:

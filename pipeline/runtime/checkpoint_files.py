@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError, first_line
 from pipeline.learning.packet import Position
+from pipeline.text import json_text
 
 __all__ = ["Checkpoint", "CheckpointWriter", "checkpoints_in", "newest", "prune"]
 
@@ -84,7 +85,7 @@ class CheckpointWriter:
     def finish(self, at: Position, about: Mapping[str, Any]) -> Path:
         """Write what is known of it, and make it a checkpoint; one of the same position is replaced."""
         manifest = {"schema": _SCHEMA, "epoch": at.epoch, "step": at.step, "files": self._files, **about}
-        data = json.dumps(manifest, allow_nan=False).encode()
+        data = json_text(manifest).encode()
         _write(self._partial / _MANIFEST, data)
         _write(self._partial / _HASH, _hash_line(data))
         _sync(self._partial)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pipeline.config.schedule import Schedule
 from pipeline.data.batches import Batches
@@ -13,8 +14,12 @@ from pipeline.runtime.requests import Requests
 __all__ = ["Feed"]
 
 
-def _always() -> bool:
-    return True
+class Saves(Protocol):
+    """Who takes snapshots."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether one taken now would not wait for the one before."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,8 @@ class Feed:
     """
 
     batches: Batches
-    schedule: Schedule
-    snapshot_every: int | None = None  # steps
-    snapshot_epochs: bool = False
-    room: Callable[[], bool] = _always  # for a snapshot, without waiting
+    schedule: Schedule  # also says after how many steps snapshots come, or after every epoch
+    saves: Saves | None = None  # takes them; without it there are none
     requests: Requests = field(default_factory=Requests)
 
     def packets(self, start: Position = Position()) -> Iterator[Packet]:  # noqa: B008  frozen
@@ -48,9 +51,10 @@ class Feed:
             skip = at.step - (epoch - 1) * self.batches.steps_per_epoch
             for step, images, labels in self.batches.train(epoch, skip):
                 yield Packet.of(Kind.TRAIN, at, images, labels)
-                at, stop = Position(epoch, step + 1), self.requests.stop.is_set()
+                at = Position(epoch, step + 1)
+                stop = self.requests.stop.is_set() and at.step < self.schedule.epochs * self.batches.steps_per_epoch
                 due = due or self._due(at)
-                if stop or (due and self.room()):
+                if self.saves is not None and (stop or (due and self.saves.idle)):
                     yield Packet(Kind.SNAPSHOT, at)
                     due = False
                 if stop:
@@ -60,8 +64,8 @@ class Feed:
                 for images, labels in self.batches.test():
                     yield Packet.of(Kind.EVALUATE, at, images, labels)
             yield Packet(Kind.END_OF_EPOCH, at)
-            due = due or self.snapshot_epochs
-            if due and (epoch == self.schedule.epochs or self.room()):
+            due = due or self.schedule.checkpoint_every is None
+            if self.saves is not None and due and (epoch == self.schedule.epochs or self.saves.idle):
                 yield Packet(Kind.SNAPSHOT, Position(epoch + 1, at.step))
                 due = False
         yield Packet(Kind.STOP, at)
@@ -69,4 +73,5 @@ class Feed:
     def _due(self, at: Position) -> bool:
         asked = self.requests.save.is_set()
         self.requests.save.clear()
-        return asked or (self.snapshot_every is not None and at.step % self.snapshot_every == 0)
+        every = self.schedule.checkpoint_every
+        return asked or (every is not None and at.step % every == 0)

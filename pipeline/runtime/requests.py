@@ -19,6 +19,7 @@ class Requests:
 
     save: threading.Event = field(default_factory=threading.Event)  # and go on
     stop: threading.Event = field(default_factory=threading.Event)  # after a save
+    heard: threading.Event = field(default_factory=threading.Event)  # the run has begun, and heeds them
 
     def tell(self, control: Control) -> None:
         """Let process 0 know what has been asked of this one; it feeds the first stage."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.learning.stage import Stage
 from pipeline.runtime.checkpoint_files import Checkpoint, newest
 from pipeline.runtime.saver import by_block
 from pipeline.runtime.topology import Topology
 from pipeline.transport.bulk import Bulk
 
-__all__ = ["checkpoint_of", "load_stages", "load_weights"]
+__all__ = ["checkpoint_of", "load_stages", "load_weights", "weights_of"]
 
 ReadBlock = Callable[[int], Mapping[str, Tensor]]
 
@@ -62,6 +64,16 @@ def load_weights(stages: Sequence[Stage], topology: Topology, bulk: Bulk, read: 
             block.block.load_state_dict({name.partition(".")[2]: tensor for name, tensor in own.items()})
 
     bulk.control.together("init", load)
+
+
+def weights_of(file: str) -> dict[int, dict[str, Tensor]]:
+    """The weights of a `model.safetensors`, by block. Raises DataError where it is none."""
+    try:
+        return by_block(load_file(file))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(
+            f"--init-from {file} is no model.safetensors of a run ({first_line(error)}); give one that a run has left"
+        ) from error
 
 
 def _check_fits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:

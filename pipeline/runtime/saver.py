@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from pipeline.errors import first_line
 from pipeline.learning.packet import Position
 from pipeline.learning.stage import Trainable
 from pipeline.runtime.checkpoint_files import CheckpointWriter, prune
+from pipeline.runtime.failures import failures_told
 from pipeline.runtime.topology import Topology
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Watch
@@ -69,6 +70,18 @@ class Saver:
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Left well, everything has been saved; left by an error, what is half written is never seen."""
+        if kind is not None:
+            self.cancel()
+            return
+        with failures_told(self.bulk.control):
+            self.finish()
+        self.bulk.close()
 
     @property
     def idle(self) -> bool:

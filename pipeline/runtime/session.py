@@ -93,6 +93,7 @@ class Session:
             take = partial(self._fed, feed.packets(start))
         if self.observer is not None and self.control.rank == 0:
             self._gatherer = Gatherer(self.control, self.topology, self.observer, start.epoch, self.requests)
+        self.requests.heard.set()
         policy = locked if self.config.backpropagates else unlocked
         telemetry, observer = self.telemetry.start(), self.observer or Observer()
         return Worker(self.stages, take, self.ports, policy, self.watch, telemetry, observer)

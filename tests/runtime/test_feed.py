@@ -21,6 +21,17 @@ def batches() -> Batches:
     return library(numbered(11), numbered(6), batch_size=4)
 
 
+class Idle:
+    """Has room for a snapshot or not, asked time after time."""
+
+    def __init__(self, *answers: bool) -> None:
+        self._answers = chain(answers, repeat(not answers))
+
+    @property
+    def idle(self) -> bool:
+        return next(self._answers)
+
+
 def drawn(packets: list[Packet]) -> list[str]:
     letters = {Kind.TRAIN: "t", Kind.EVALUATE: "e", Kind.SNAPSHOT: "s", Kind.END_OF_EPOCH: "|", Kind.STOP: "."}
     return [f"{letters[packet.kind]}{packet.at.epoch},{packet.at.step}" for packet in packets]
@@ -36,7 +47,7 @@ def test_an_epoch_trains_is_evaluated_and_ends(batches: Batches) -> None:
 
 
 def test_snapshots_come_after_every_so_many_steps_of_the_run(batches: Batches) -> None:
-    packets = list(Feed(batches, Schedule(epochs=2, eval_every=2), snapshot_every=2).packets())
+    packets = list(Feed(batches, Schedule(epochs=2, eval_every=2, checkpoint_every=2), Idle()).packets())
     assert drawn(packets) == [
         *("t1,0", "t1,1", "s1,2", "t1,2", "|1,3"),
         *("t2,3", "s2,4", "t2,4", "t2,5", "s2,6", "e2,6", "e2,6", "|2,6", ".2,6"),
@@ -44,7 +55,7 @@ def test_snapshots_come_after_every_so_many_steps_of_the_run(batches: Batches) -
 
 
 def test_snapshots_after_every_epoch_are_of_the_next_ones_start(batches: Batches) -> None:
-    packets = list(Feed(batches, Schedule(epochs=2, eval_every=2), snapshot_epochs=True).packets())
+    packets = list(Feed(batches, Schedule(epochs=2, eval_every=2), Idle()).packets())
     assert drawn(packets) == [
         *("t1,0", "t1,1", "t1,2", "|1,3", "s2,3"),
         *("t2,3", "t2,4", "t2,5", "e2,6", "e2,6", "|2,6", "s3,6", ".2,6"),
@@ -52,14 +63,13 @@ def test_snapshots_after_every_epoch_are_of_the_next_ones_start(batches: Batches
 
 
 def test_a_snapshot_waits_for_room_and_the_last_one_does_not(batches: Batches) -> None:
-    rooms = chain([False, False, True], repeat(False))
-    feed = Feed(batches, Schedule(epochs=2, eval_every=9), snapshot_every=2, room=lambda: next(rooms))
+    feed = Feed(batches, Schedule(epochs=2, eval_every=9, checkpoint_every=2), Idle(False, False, True))
     assert [text for text in drawn(list(feed.packets())) if text[0] in "s"] == ["s2,3", "s3,6"]
 
 
 def test_a_save_asked_for_comes_after_the_present_step(batches: Batches) -> None:
     requests = Requests()
-    feed = Feed(batches, Schedule(epochs=2, eval_every=9), requests=requests)
+    feed = Feed(batches, Schedule(epochs=2, eval_every=9, checkpoint_every=99), Idle(), requests)
     packets = feed.packets()
     next(packets)
     requests.save.set()
@@ -69,14 +79,24 @@ def test_a_save_asked_for_comes_after_the_present_step(batches: Batches) -> None
 
 def test_a_stop_asked_for_saves_and_ends(batches: Batches) -> None:
     requests = Requests()
-    packets = Feed(batches, Schedule(epochs=2), requests=requests, room=lambda: False).packets()
-    next(packets)
+    for saves, rest in ((Idle(False), ["s1,1", ".1,1"]), (None, [".1,1"])):
+        packets = Feed(batches, Schedule(epochs=2), saves, requests).packets()
+        requests.stop.clear()
+        next(packets)
+        requests.stop.set()
+        assert drawn(list(packets)) == rest
+
+
+def test_a_stop_asked_for_in_the_last_step_is_too_late(batches: Batches) -> None:
+    requests = Requests()
+    packets = Feed(batches, Schedule(epochs=1), requests=requests).packets()
+    assert drawn([next(packets) for _ in range(3)])[-1] == "t1,2"
     requests.stop.set()
-    assert drawn(list(packets)) == ["s1,1", ".1,1"]
+    assert drawn(list(packets)) == ["e1,3", "e1,3", "|1,3", ".1,3"]
 
 
 def test_positions_never_go_back(batches: Batches) -> None:
-    packets = list(Feed(batches, Schedule(epochs=3), snapshot_every=1).packets())
+    packets = list(Feed(batches, Schedule(epochs=3, checkpoint_every=1), Idle()).packets())
     assert all(first.at <= second.at for first, second in pairwise(packets))
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from typing import cast
 
@@ -37,6 +38,8 @@ def data() -> Batches:
 
 class Notes(Observer):
     """Writes down what it is told, and copies every snapshot."""
+
+    idle = True
 
     def __init__(self) -> None:
         self.states: list[StageStatus] = []
@@ -120,8 +123,8 @@ def test_a_run_goes_on_from_a_snapshot_in_any_placement(
     loss: str, split: tuple[int, ...], fleets: Callable[..., Fleet]
 ) -> None:
     """In mid-epoch: taken by one process, loaded by several, and the other way round."""
-    config, notes = settings(loss, epochs=3), Notes()
-    feed = Feed(data(), config, snapshot_every=4)
+    config, notes = settings(loss, epochs=3, checkpoint_every=4), Notes()
+    feed = Feed(data(), config, notes)
     dropout, way = (0.0, run) if config.backpropagates else (0.3, stepped)
     whole = fleets(config, (6,), 1, notes, dropout)
     run(whole, feed)
@@ -145,7 +148,7 @@ def test_a_run_goes_on_from_a_snapshot_in_any_placement(
 def test_taking_snapshots_never_changes_the_weights(fleets: Callable[..., Fleet]) -> None:
     config = settings(epochs=2)
     often, never = (fleets(config, (2, 4), 2, Notes()) for _ in range(2))
-    run(often, Feed(data(), config, snapshot_every=1))
+    run(often, Feed(data(), replace(config, checkpoint_every=1), Notes()))
     run(never, Feed(data(), config))
     assert state_of(often.stages) == state_of(never.stages)
 

@@ -1,0 +1,158 @@
+"""What process 0 keeps of a run so that it can go on: what a checkpoint says beside the state, and its reading."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config.resume import AUTO, check_resumable
+from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.config.toml import from_toml, to_toml
+from pipeline.errors import ConfigError, DataError
+from pipeline.learning.packet import Position
+from pipeline.learning.stage import Stage
+from pipeline.report.records import EpochRecord
+from pipeline.report.run_folder import RunFolder
+from pipeline.runtime.agreement import Sizes
+from pipeline.runtime.checkpoint_files import Checkpoint
+from pipeline.runtime.resume import checkpoint_of, load_stages, load_weights, weights_of
+from pipeline.runtime.saver import Saver
+from pipeline.runtime.topology import Topology
+from pipeline.transport.bulk import Bulk
+from pipeline.transport.control import Control
+from pipeline.transport.topics import Topic, decoded
+
+__all__ = ["Beginning", "Keeping", "begin", "load", "saver_of"]
+
+_START = Topic("start", list)
+_SAVES = Topic("saves", bool)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run begins."""
+
+    folder: RunFolder | None = None
+    checkpoint: Checkpoint | None = None  # to go on from
+    notes: tuple[str, ...] = ()
+
+
+def begin(output: str | None, *, overwrite: bool, resume: str | None) -> Beginning:
+    """Open the run folder, new or to go on in, and find the checkpoint to go on from.
+
+    Raises:
+        ConfigError: a folder that holds another run, or cannot be written.
+        DataError: no complete checkpoint where one was named.
+    """
+    if resume is None:
+        return Beginning(None if output is None else RunFolder(output, overwrite=overwrite))
+    if resume == AUTO and output is None:
+        raise ConfigError("--resume auto looks into the run folder, but there is none; give --output as well")
+    source = output if resume == AUTO and output is not None else resume
+    checkpoint, passed = checkpoint_of(source, required=resume != AUTO)
+    if output is None:
+        return Beginning(None, checkpoint, tuple(passed))
+    same = Path(source).resolve() == Path(output).resolve()
+    folder = RunFolder(output, overwrite=overwrite, goes_on=same)
+    return Beginning(folder, checkpoint, tuple(passed))
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What makes a run what it is, and what has come of it so far."""
+
+    config: RunConfig | TrainConfig  # the effective one
+    dataset: str
+    model: str
+    sizes: Sizes
+    records: list[EpochRecord] = field(default_factory=list)  # grows while the run goes on
+
+    def about(self, at: Position) -> Mapping[str, Any] | None:
+        """For the manifest of a checkpoint; None while not all epochs before it have been told."""
+        if len(self.records) < at.epoch - 1:
+            return None
+        return {
+            "config": to_toml(self.config),
+            "dataset": self.dataset,
+            "model": self.model,
+            "sizes": asdict(self.sizes),
+            "records": [asdict(record) for record in self.records[: at.epoch - 1]],
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        }
+
+    def go_on(self, beginning: Beginning) -> list[str]:
+        """What a person should know of where the run begins; the epochs before are the run's from now on.
+
+        Raises as `check`.
+        """
+        told = list(beginning.notes)
+        if beginning.checkpoint is not None:
+            at = beginning.checkpoint.at
+            records, notes = self.check(beginning.checkpoint)
+            self.records.extend(records)
+            told += [f"goes on from {beginning.checkpoint.path}: epoch {at.epoch}, {at.step} steps done", *notes]
+        return told
+
+    def check(self, checkpoint: Checkpoint) -> tuple[list[EpochRecord], list[str]]:
+        """The epochs before a checkpoint, and what a person should know before this run goes on from it.
+
+        Raises:
+            ConfigError: it was saved by a run that learns something else.
+            DataError: it was saved by a run on other data, or its manifest is none of this version.
+        """
+        where = f"checkpoint {checkpoint.path}"
+        try:
+            saved = from_toml(checkpoint.about["config"], source=where)
+            sizes = decoded(Sizes, checkpoint.about["sizes"])
+            records = [decoded(EpochRecord, record) for record in checkpoint.about["records"]]
+            known = {"dataset": checkpoint.about["dataset"], "model": checkpoint.about["model"]}
+            versions = dict(checkpoint.about["versions"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{where} says not what it is of ({type(error).__name__}: {error}); resume another"
+            ) from error
+        notes = check_resumable(saved if isinstance(self.config, RunConfig) else saved.train, self.config, where)
+        for name, was, now in (
+            ("data set", known["dataset"], self.dataset),
+            ("network", known["model"], self.model),
+            ("sizes of the data", sizes, self.sizes),
+        ):
+            if was != now:
+                raise DataError(f"{where} was saved with {name} {was}, but it is {now} now; go on with what it was")
+        if versions.get("torch") != str(torch.__version__):
+            notes.append(f"torch was {versions.get('torch')} and is {torch.__version__}: the last bits may differ")
+        return records, notes
+
+
+def load(
+    beginning: Beginning, init_from: str | None, stages: Sequence[Stage], topology: Topology, bulk: Bulk
+) -> Position:
+    """Bring the stages of all processes to where the run begins. Raises ConfigError if they are of another network."""
+    checkpoint, control = beginning.checkpoint, bulk.control
+    mine = None
+    if control.rank == 0:
+        mine = [] if checkpoint is None else [checkpoint.at.epoch, checkpoint.at.step]
+    start = _START.share(control, mine)
+    if start:
+        load_stages(stages, topology, bulk, None if checkpoint is None else checkpoint.block, "the checkpoint")
+        return Position(*start)
+    if init_from is not None:
+        first: Callable[[], Mapping[int, Any]] = lambda: weights_of(init_from) if control.rank == 0 else {}  # noqa: E731
+        found = control.together("weights", first)
+        load_weights(stages, topology, bulk, lambda index: found.get(index, {}), f"--init-from {init_from}")
+    return Position()
+
+
+def saver_of(
+    folder: RunFolder | None, keeping: Keeping, keep: int, topology: Topology, control: Control
+) -> Saver | None:
+    """What saves the run where there is a run folder, which process 0 alone has."""
+    if not _SAVES.share(control, folder is not None if control.rank == 0 else None):
+        return None
+    place = None if folder is None else folder.checkpoints
+    return Saver(Bulk(control, "checkpoint"), topology, place, keep, keeping.about)
