@@ -35,10 +35,10 @@ def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None
         weights = load(data)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} holds no finished run ({error}); give the folder of a run that has ended") from error
-    known = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    known = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     if blocks is not None:
         network = given_network(blocks)
-    elif known["model"] == CUSTOM:
+    elif known.get("model", CUSTOM) == CUSTOM:
         raise ConfigError(f"the network of {path} was your own; pass it as `blocks`")
     else:
         config, loss = read_model(str(path / "config.toml"))

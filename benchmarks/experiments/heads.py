@@ -131,7 +131,8 @@ def _error(folder: Path, config: RunConfig, head: str, core: int) -> float:
     if not summary.exists():
         with Crew(1, available=[core]) as crew:
             crew.call(_train, config, head, str(folder))
-    return float(json.loads(summary.read_text(encoding="utf-8"))["test_error_percent"])
+    error = json.loads(summary.read_text(encoding="utf-8"))["test_error_percent"]
+    return math.nan if error is None else float(error)
 
 
 def _train(member: Member, config: RunConfig, head: str, folder: str | None = None) -> float:

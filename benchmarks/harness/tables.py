@@ -94,8 +94,10 @@ def between_marks(text: str, name: str) -> str:
     return "" if found is None else found.group(1)
 
 
-def number(value: float) -> str:
-    """Three significant digits, or whole numbers: 0.703, 12.4, 1,759."""
+def number(value: float | None) -> str:
+    """Three significant digits, or whole numbers: 0.703, 12.4, 1,759; what was not finite is a dash."""
+    if value is None:
+        return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -35,17 +35,21 @@ def check_separate(blocks: Sequence[nn.Module]) -> None:
 
 def unexpand(block: nn.Module) -> None:
     """Give what was made by `expand`, and has one number in several places, a place for each: nothing can be copied
-    into it else. Raises ConfigError for such a parameter that learns."""
+    into it else. Conjugates that wait to be worked out, whose bytes cannot be read, are worked out.
+
+    Raises ConfigError for an expanded parameter that learns.
+    """
     for prefix, module in block.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is None or is_lazy(tensor) or not _is_expanded(tensor):
+            if tensor is None or is_lazy(tensor) or not (_is_expanded(tensor) or tensor.is_conj() or tensor.is_neg()):
                 continue
             if tensor.requires_grad:
                 raise ConfigError(
                     f"the parameter {prefix}{'.' if prefix else ''}{name} has been expanded, so that its elements are "
                     "one, and cannot learn; clone it, or expand it in forward"
                 )
-            tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
+            plain = tensor.detach().resolve_conj().resolve_neg()
+            tensor.data = plain.clone(memory_format=torch.contiguous_format)
 
 
 def _check_plain(index: int, block: nn.Module) -> None:

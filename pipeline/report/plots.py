@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.report.records import EpochRecord
 from pipeline.report.trace import tracks_of
 from pipeline.spans import Span
+from pipeline.text import printable
 
 __all__ = ["save_curves", "save_timeline"]
 
@@ -43,7 +44,7 @@ def save_curves(records: Sequence[EpochRecord], path: str | Path, title: str) ->
 
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")  # no global state knows it
     network, errors, losses = figure.subplots(1, 3)
-    figure.suptitle(title, parse_math=False, fontsize=12)
+    figure.suptitle(_drawable(title), parse_math=False, fontsize=12)
     _draw(network, records, lambda r: [r.train_error_percent], {"training (running)": "#8c8c8c"})
     _draw(network, records, lambda r: [r.test_error_percent], {"test": _RED})
     _finish_axes(network, "the network", "error %")
@@ -62,6 +63,14 @@ def save_curves(records: Sequence[EpochRecord], path: str | Path, title: str) ->
     if shown:
         figure.legend([lines[label] for label in shown], shown, loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _drawable(text: str) -> str:
+    """With a question mark for what the font has no sign for; matplotlib would warn of each."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    return "".join(one if font.get_char_index(ord(one)) else "?" for one in printable(text))
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -93,7 +94,8 @@ class RunFolder:
             with path.open("a", encoding="utf-8") as file:
                 file.write("".join(self._untold))
         except OSError:
-            os.truncate(path, before)
+            with contextlib.suppress(OSError):
+                os.truncate(path, before)
             raise
         self._untold.clear()
 
@@ -126,6 +128,7 @@ class RunFolder:
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         """Under another name first, so that half a file is never taken for a result."""
         part = self.path / f"{name}.part"
+        self.path.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away meanwhile
         try:
             write(part)
             part.replace(self.path / name)

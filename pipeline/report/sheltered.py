@@ -57,15 +57,20 @@ class Sheltered(Display):
             yield
         except (Exception, SystemExit) as error:  # rich ends the program where a pipe is broken
             failed, self._display = self._display, Unseen()
-            if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
-                _read_by_nobody()
             with contextlib.suppress(Exception, SystemExit):
                 failed.close()  # what it has put in place of standard output
+            if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
+                _read_by_nobody()
 
 
 def _read_by_nobody() -> None:
-    """Let what is left for standard output go nowhere: Python would complain of it when it ends."""
-    with contextlib.suppress(Exception):
+    """Let what is left for standard output go nowhere: Python would complain of it when it ends.
+
+    What a program has put in its place is the program's own.
+    """
+    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+        return
+    with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

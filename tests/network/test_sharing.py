@@ -106,6 +106,13 @@ def test_what_was_expanded_gets_memory_and_keeps_its_values() -> None:
     block.load_state_dict({name: x.clone() for name, x in block.state_dict().items()})
 
 
+def test_a_conjugate_is_worked_out() -> None:
+    block = Holding(torch.tensor([1 + 2j]).conj())
+    unexpand(block)
+    table = block.get_buffer("table")
+    assert not table.is_conj() and table.tolist() == [1 - 2j]
+
+
 def test_a_parameter_that_was_expanded_cannot_learn() -> None:
     block = nn.Sequential(nn.Linear(4, 4))
     block[0].bias = nn.Parameter(torch.zeros(1).expand(4))

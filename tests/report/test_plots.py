@@ -48,6 +48,13 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000
 
 
+@pytest.mark.parametrize("title", ["画像 on 🙂", "\x1b[31m", "$x$_{ \udcff", "Ärger"])
+def test_a_title_is_drawn_whatever_signs_the_font_has(title: str, tmp_path: Path) -> None:
+    """Each that it has not would be a warning."""
+    save_curves([], tmp_path / "curves.png", title)
+    assert is_picture(tmp_path / "curves.png")
+
+
 @pytest.mark.parametrize(
     "records",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,15 @@ def test_an_epoch_that_could_not_be_written_down_comes_with_the_next(
     folder.append(replace(RUN.record, epoch=3))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_folder_that_was_cleared_away_meanwhile_is_made_again(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "run"), overwrite=False)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(OSError, match="No such file"):
+        folder.append(RUN.record)
+    assert finish(folder) == []
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_link_to_nowhere_counts_as_a_file_in_the_way(tmp_path: Path) -> None:
