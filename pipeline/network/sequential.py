@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.errors import ConfigError
 from pipeline.network.blocks import Block, Dropout, SequentialBlock
+from pipeline.network.dtypes import check_dtypes
 from pipeline.network.spec import BlockSpec, Network
 
 __all__ = ["CUSTOM", "blocks_from", "given_network"]
@@ -76,6 +77,7 @@ def given_network(blocks: Sequence[nn.Module]) -> Network:
         raise ConfigError("the network has no blocks; pass at least one, the output layer")
     wrapped = [b if isinstance(b, Block) else SequentialBlock([("0", b)], 1) for b in blocks]
     _check_shared(wrapped)
+    check_dtypes(wrapped)
     for index, block in enumerate(wrapped):
         if not any(parameter.requires_grad for parameter in block.parameters()):
             raise ConfigError(

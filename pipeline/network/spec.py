@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, first_line
 from pipeline.network.blocks import Block
 from pipeline.network.flops import FlopCounter
 from pipeline.seeding import seed_default_generator
+from pipeline.settings import plain_settings
 
 __all__ = ["BlockShape", "BlockSpec", "HeadBuilder", "Network", "build_block", "infer_shapes"]
 
@@ -48,7 +49,7 @@ def build_block(spec: BlockSpec, seed: int, index: int) -> Block:
     """Build a block with initial weights keyed by (seed, block); a given one comes as it is."""
     if spec.given is not None:
         return spec.given
-    with torch.random.fork_rng(devices=[]):
+    with plain_settings(), torch.random.fork_rng(devices=[]):
         seed_default_generator(torch.device("cpu"), seed, "weights", index)
         return spec.build()
 
@@ -73,7 +74,7 @@ def infer_shapes(network: Network, shape: tuple[int, ...]) -> list[BlockShape]:
 
 def _infer(spec: BlockSpec, shape: tuple[int, ...]) -> BlockShape:
     """Run a copy in evaluation mode on two synthetic samples, on the meta device where its layers allow that."""
-    with torch.random.fork_rng(devices=[]):
+    with plain_settings(), torch.random.fork_rng(devices=[]):
         try:
             return _run_copy(spec, shape, torch.device("meta"))
         except RuntimeError:

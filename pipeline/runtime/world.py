@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Self
 
@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, StageFailure, first_line
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.cores import seat
 from pipeline.runtime.topology import describe
+from pipeline.settings import plain_settings
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
 from pipeline.transport.links import LinkFactory, Transport
@@ -131,24 +132,28 @@ _meet_once = functools.cache(_meet)
 
 @contextmanager
 def reproducible(config: TrainConfig, threads: int, device: torch.device) -> Iterator[None]:
-    """Set threads, deterministic algorithms and cuDNN for a run, keep the caller's random numbers, restore all.
+    """Give a run torch's own settings and `config`'s, and the caller's back afterwards, however it ends.
 
-    Only the allocator's setting stays: it changes no result, and cannot be read back.
+    Threads, deterministic algorithms, cuDNN's choice, the current GPU, random numbers, and all of `plain_settings`.
+    The caller's choice of TF32 counts. Only the allocator's setting stays: it changes no result, and cannot be read
+    back.
     """
     keep_freed_memory()
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    devices = [device] if device.type == "cuda" else []
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    with torch.random.fork_rng(devices=devices):
-        torch.set_num_threads(threads)
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(plain_settings())
+        strict, warns = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        stack.callback(torch.use_deterministic_algorithms, strict, warn_only=warns)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         torch.use_deterministic_algorithms(config.deterministic)
+        torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = not config.deterministic
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
-            torch.backends.cudnn.benchmark = before[2]
+        yield
