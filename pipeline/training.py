@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pipeline.config.plain import plain_text
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
@@ -30,6 +32,7 @@ from pipeline.report.run_folder import RunFolder
 from pipeline.runtime.agreement import SIZES, Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration
 from pipeline.runtime.checkpoint import collect_state, digest
 from pipeline.runtime.cores import staying_on
+from pipeline.runtime.exclusive import only_run
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.feed import Feed
 from pipeline.runtime.session import Session
@@ -88,12 +91,14 @@ def train(
     test_data: Dataset[Any],
     config: TrainConfig | None = None,
     *,
-    output: str | None = None,
+    output: str | PathLike[str] | None = None,
     overwrite: bool = False,
-    trace: str | None = None,
+    trace: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> TrainResult:
     """Train blocks with local losses: in one process, or under torchrun with one stage a process.
+
+    Torch's global settings, such as the default number format, are torch's own meanwhile, and the caller's afterwards.
 
     Args:
         blocks: from `blocks_from` or `create_model`; trained in place. Process 0's weights count.
@@ -109,7 +114,7 @@ def train(
         The same result in every process.
 
     Raises:
-        ConfigError: a value or combination that cannot be trained.
+        ConfigError: a value or combination that cannot be trained, or another run is under way in this process.
         DataError: data that does not fit.
         StageFailure: a stage failed under way; raised in every process.
     """
@@ -127,7 +132,14 @@ def train(
         effective=lambda effective: effective,
         given=given,
     )
-    return _execute(job, Options(output, overwrite, trace, show))
+    return _execute(job, Options(_path("output", output), overwrite, _path("trace", trace), show))
+
+
+def _path(name: str, given: str | PathLike[str] | None) -> str | None:
+    path = plain_text(given)
+    if path is None or isinstance(path, str):
+        return path
+    raise ConfigError(f"{name} is {path!r}; give a path, or None")
 
 
 def run(config: RunConfig, options: Options, network: NetworkFactory | None = None) -> TrainResult:
@@ -154,7 +166,7 @@ def _effective(config: RunConfig, train_config: TrainConfig) -> RunConfig:
 
 def _execute(job: _Job, options: Options) -> TrainResult:
     """Meet the other processes, carry the run out, and leave nothing of it behind, however it ends."""
-    with connect(job.config) as world:
+    with only_run(), connect(job.config) as world:
         display = create_display(options.quiet) if options.show and world.rank == 0 else Display()
         with failures_told(world.control), contextlib.closing(display):
             device = world.control.together("device choice", lambda: world.choose_device(job.config.device))

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.report import render
+from pipeline.report.console import is_terminal, standard_console
 from pipeline.report.records import EpochRecord, RunPlan, Summary
 from pipeline.transport.messages import StageStatus
 
@@ -44,8 +45,8 @@ class Display:
 def create_display(quiet: bool, console: Console | None = None) -> Display:
     """The live view in a terminal; plain lines with `quiet` or without a terminal that can show it."""
     # Not Console.is_terminal alone: it believes variables such as FORCE_COLOR, which say nothing about a pipe.
-    terminal = sys.stdout.isatty() if console is None else console.is_terminal
-    console = console or Console()
+    terminal = is_terminal() if console is None else console.is_terminal
+    console = console or standard_console()
     able = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
     return LiveDisplay(console) if terminal and able and not quiet else PlainDisplay(console)
 
