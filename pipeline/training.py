@@ -96,7 +96,8 @@ def train(
     trace: str | PathLike[str] | None = None,
     show: bool = False,
 ) -> TrainResult:
-    """Train blocks with local losses: in one process, or under torchrun with one stage a process.
+    """Train blocks with local losses: in one process, or with one stage a process, under torchrun or in a process group
+    that the caller has made.
 
     Torch's global settings, such as the default number format, are torch's own meanwhile, and the caller's afterwards.
 
@@ -227,13 +228,21 @@ def _open(
         batches, trace, output = job.batches(device), options.trace, options.output
         if trace is not None and not Path(trace).parent.is_dir():
             raise ConfigError(f"--trace {trace} cannot be written (no folder {Path(trace).parent}); create it first")
-        return None if output is None else RunFolder(output, overwrite=options.overwrite), batches
+        return None if output is None else _begin_folder(output, options.overwrite, world), batches
 
     folder, batches = world.control.together("start", first if world.rank == 0 else lambda: (None, None))
     mine = None
     if batches is not None:
         mine = Sizes(tuple(batches.shape), batches.classes, batches.train_samples, batches.steps_per_epoch)
     return folder, batches, SIZES.share(world.control, mine)
+
+
+def _begin_folder(output: str, overwrite: bool, world: World) -> RunFolder:
+    """The run folder; one that an earlier attempt of this launch has begun is begun anew."""
+    name = f"folder {Path(output).absolute()}"
+    folder = RunFolder(output, overwrite=overwrite or world.attempts.has_begun(name))
+    world.attempts.begin(name)
+    return folder
 
 
 def _threads(layout: Layout) -> tuple[int, ...] | int:
