@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.config.cli import Command, parse
+from pipeline.config.environment import Environment, environment
 from pipeline.config.recipes import RECIPES
 from pipeline.config.toml import to_toml
 from pipeline.errors import ConfigError, DataError, PipelineError
@@ -31,37 +32,36 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_RANK = int(os.environ.get("RANK", "0"))
-_WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 _HEAD_START_S = 0.5  # how long the others get to find the same mistake before the first exit ends them
 _SAVE_S = 25.0  # for the last step and its checkpoint after a signal: torchrun kills after 30
 _GRACE_S = 10.0  # how long a process waits for torchrun to end it after another one has reported the failure
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], where: Environment) -> int:
     """Parse, call, and return the exit status; failures leave by way of `_leave`."""
     try:
-        command = _parse(arguments)
+        command = _parse(arguments, where)
         if command is not None:
-            command.config.check_world(_WORLD_SIZE)
-            _act(command)
+            where.check()
+            command.config.check_world(where.world_size)
+            _act(command, where)
         return 0
     except PipelineError as error:
-        _leave(error)
+        _leave(error, where)
     except Exception:
         traceback.print_exc()
         _exit(1)
 
 
-def _parse(arguments: Sequence[str]) -> Command | None:
+def _parse(arguments: Sequence[str], where: Environment) -> Command | None:
     """The command, or None where `--help` was all; only process 0 prints the help."""
-    quiet = contextlib.redirect_stdout(io.StringIO()) if _RANK else contextlib.nullcontext()
+    quiet = contextlib.redirect_stdout(io.StringIO()) if where.rank else contextlib.nullcontext()
     with quiet, contextlib.suppress(SystemExit):
-        return parse(arguments, _WORLD_SIZE)
+        return parse(arguments, where.world_size)
     return None
 
 
-def _act(command: Command) -> None:
+def _act(command: Command, where: Environment) -> None:
     """Train, or let process 0 answer; torch is imported no earlier than here."""
     config = command.config
     if not (command.list_recipes or command.print_config or command.dry_run):
@@ -79,10 +79,10 @@ def _act(command: Command) -> None:
                 command.init_from,
                 show=True,
                 quiet=command.quiet,
-                requests=_listening(),
+                requests=_listening(where),
             ),
         )
-    elif _RANK > 0:
+    elif where.rank > 0:
         return
     elif command.list_recipes:
         _answer("\n".join(RECIPES))
@@ -91,17 +91,17 @@ def _act(command: Command) -> None:
     else:
         from pipeline.report.dry_run import dry_run
 
-        dry_run(config, _WORLD_SIZE)
+        dry_run(config, where.world_size)
 
 
-def _listening() -> Requests:
+def _listening(where: Environment) -> Requests:
     """Requests that signals make: to end after a save, or to save alone, as schedulers ask before their limit."""
     from pipeline.runtime.requests import Requests
 
     requests = Requests()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        again = requests.stop.is_set() and number == signal.SIGINT and _WORLD_SIZE == 1
+        again = requests.stop.is_set() and number == signal.SIGINT and where.world_size == 1
         if again or not requests.heard.is_set():
             _interrupt(number, frame)
         if not requests.stop.is_set():  # torchrun passes on what the terminal has sent already
@@ -122,14 +122,14 @@ def _answer(text: str) -> None:
         print(printable_lines(text, getattr(sys.stdout, "encoding", None) or "ascii"), flush=True)
 
 
-def _leave(error: PipelineError) -> NoReturn:
+def _leave(error: PipelineError, where: Environment) -> NoReturn:
     """Print the one line from the process the error came from, which exits first; the others wait to be ended."""
     status = 2 if isinstance(error, ConfigError | DataError) else 1
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
-    if error.rank == _RANK:
+    if error.rank == where.rank:
         _tell(f"error: {error}")
-    if _WORLD_SIZE > 1:
-        time.sleep(_HEAD_START_S if error.rank == _RANK else _GRACE_S)
+    if where.world_size > 1:
+        time.sleep(_HEAD_START_S if error.rank == where.rank else _GRACE_S)
     _exit(status)
 
 
@@ -163,10 +163,11 @@ if __name__ == "__main__":
     _open_standard_streams()
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    place = environment()
     try:
-        _exit(main(sys.argv[1:]))
+        _exit(main(sys.argv[1:], place))
     except KeyboardInterrupt as interrupt:
         # torchrun ends its processes with SIGTERM after a failure, which was reported.
-        if _RANK == 0 and (str(interrupt) == "SIGINT" or _WORLD_SIZE == 1):
+        if place.rank == 0 and (str(interrupt) == "SIGINT" or place.world_size == 1):
             _tell(f"interrupted ({interrupt}); the run was ended before its last epoch")
         _exit(1)

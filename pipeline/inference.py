@@ -16,10 +16,12 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.network.sequential import CUSTOM, given_network
 from pipeline.network.spec import build_block
 from pipeline.network.zoo import named_network
+from pipeline.settings import plain_settings
 
 __all__ = ["load_model"]
 
 
+@plain_settings()
 def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None) -> nn.Sequential:
     """The trained network of a run folder as an ordinary module in evaluation mode: images in, class scores out.
 

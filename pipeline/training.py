@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from pipeline.report.trace_file import TraceFile
 from pipeline.runtime.agreement import SIZES, Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration
 from pipeline.runtime.checkpoint import collect_state, digest
 from pipeline.runtime.cores import staying_on
+from pipeline.runtime.exclusive import only_run
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.feed import Feed
 from pipeline.runtime.requests import Requests
@@ -104,7 +106,9 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     show: bool = False,
 ) -> TrainResult:
-    """Train blocks with local losses: in one process, or under torchrun with one stage a process.
+    """Train blocks with local losses: in one process, or one stage a process under torchrun or in the caller's own group.
+
+    Torch's global settings, such as the default number format, are torch's own meanwhile, and the caller's afterwards.
 
     Args:
         blocks: from `blocks_from` or `create_model`; trained in place. Process 0's weights count.
@@ -122,7 +126,7 @@ def train(
         The same result in every process.
 
     Raises:
-        ConfigError: a value or combination that cannot be trained.
+        ConfigError: a value or combination that cannot be trained, or another run is under way in this process.
         DataError: data that does not fit.
         StageFailure: a stage failed under way; raised in every process.
     """
@@ -173,7 +177,7 @@ def _effective(config: RunConfig, train_config: TrainConfig) -> RunConfig:
 
 def _execute(job: _Job, options: Options) -> TrainResult:
     """Meet the other processes, carry the run out, and leave nothing of it behind, however it ends."""
-    with connect(job.config) as world:
+    with only_run(), connect(job.config) as world:
         shown = options.show and world.rank == 0
         display = Sheltered(lambda: create_display(options.quiet)) if shown else Unseen()
         with failures_told(world.control), contextlib.closing(display):
@@ -266,7 +270,7 @@ def _open(
         trace = None if options.trace is None else TraceFile(options.trace, output)
         if output is not None:
             check_kept(_state(job.given))
-        beginning = begin(output, overwrite=options.overwrite, resume=options.resume)
+        beginning = _begin(options, world)
         if trace is not None:
             trace.check_writable()
         return beginning, trace, batches
@@ -283,6 +287,18 @@ def _open(
             batches.steps_per_epoch,
         )
     return beginning, trace, batches, SIZES.share(world.control, mine)
+
+
+def _begin(options: Options, world: World) -> Beginning:
+    """Open the run folder; in one that an earlier attempt of this launch has begun the run goes on."""
+    if options.output is None:
+        return begin(None, overwrite=False, resume=options.resume)
+    name = f"folder {Path(options.output).absolute()}"
+    if world.attempts.has_begun(name):
+        return begin(options.output, overwrite=False, resume=AUTO)
+    beginning = begin(options.output, overwrite=options.overwrite, resume=options.resume)
+    world.attempts.begin(name)
+    return beginning
 
 
 def _threads(layout: Layout) -> tuple[int, ...] | int:

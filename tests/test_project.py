@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A wing imports only wings named before it; the ground and the face lie in `pipeline` itself.
 WINGS = ("ground", "config", "data", "network", "learning", "transport", "runtime", "report", "face")
-GROUND = ("errors", "seeding", "spans", "text")
+GROUND = ("errors", "seeding", "settings", "spans", "text")
 
 MODULES = sorted(
     str(path.relative_to(ROOT / "pipeline").with_suffix(""))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
+from pipeline.config.plain import plain_number, plain_switch, plain_text
 from pipeline.errors import ConfigError
 
 __all__ = ["Bounds", "Option", "are_counts", "check_fields", "described", "flag_name", "joined", "option", "several"]
@@ -21,7 +23,7 @@ def joined(counts: Iterable[int]) -> str:
 
 def several(value: Any) -> tuple[Any, ...]:
     """What may be given as one number or as some, in a list where TOML or a program gives them."""
-    return tuple(value) if isinstance(value, Iterable) else (value,)
+    return value if isinstance(value, tuple) else (value,)
 
 
 def are_counts(values: tuple[Any, ...], most: float = math.inf) -> bool:
@@ -50,11 +52,11 @@ class Bounds:
         """Raise ConfigError unless the value of the field `name` lies within."""
         whole = isinstance(self.low, int)
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value) and self.low <= value <= self.high
+        fits = fits and (whole or abs(value) <= sys.float_info.max) and self.low <= value <= self.high
         if fits and not (self.open_low and value == self.low):
             return
         kind = "a whole number" if whole else "a finite number"
-        raise ConfigError(f"{flag_name(name)} is {value!r}; give {kind} {self}")
+        raise ConfigError(f"{flag_name(name)} is {_shown(value)}; give {kind} {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +95,48 @@ def described(*configs: type) -> Iterator[tuple[Field[Any], Option]]:
     return ((f, f.metadata["option"]) for config in configs for f in fields(config) if "option" in f.metadata)
 
 
+def _shown(value: Any) -> str:
+    """In one line, arrays too."""
+    return " ".join(repr(value).split())
+
+
 def check_fields(config: object, part: type) -> None:
-    """Check each field of `part` by itself; `part` is the class of `config` or one that it inherits from."""
+    """Make each field of `part` a plain value, and check it by itself.
+
+    `part` is the class of `config` or one that it inherits from. A program may give what stands for a number, a
+    switch, text or a sequence: numpy's and torch's scalars and arrays, paths, devices.
+    """
     for f, told in described(part):
-        value, allowed = getattr(config, f.name), told.allowed
-        if isinstance(allowed, tuple) and value not in allowed:
-            raise ConfigError(f"{flag_name(f.name)} is {value!r}; choose one of {', '.join(allowed)}")
-        if isinstance(allowed, Bounds) and value is not None:
+        kind, value, allowed = str(f.type), getattr(config, f.name), told.allowed
+        if kind.endswith(" | None") and (value is None or _names_nothing(value, told)):
+            object.__setattr__(config, f.name, None)
+            continue
+        value = _plain(kind.removesuffix(" | None"), value)
+        object.__setattr__(config, f.name, value)
+        if isinstance(allowed, tuple) and not (isinstance(value, str) and value in allowed):
+            raise ConfigError(f"{flag_name(f.name)} is {_shown(value)}; choose one of {', '.join(allowed)}")
+        if isinstance(allowed, Bounds):
             allowed.check(f.name, value)
+        if kind == "str" and not isinstance(value, str):
+            raise ConfigError(f"{flag_name(f.name)} is {_shown(value)}; give {told.given or 'text'}")
+        if kind == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"{flag_name(f.name)} is {_shown(value)}; give True or False")
+
+
+def _names_nothing(value: Any, told: Option) -> bool:
+    """Whether it is the command line's word for None, such as `auto`: the first of what may be given."""
+    return isinstance(value, str) and "," in told.given and value == told.given.partition(",")[0]
+
+
+def _plain(kind: str, value: Any) -> Any:
+    """What stands for a value of an annotated kind as that value; what stands for none as it is."""
+    if kind.startswith("tuple"):
+        one = plain_number(value, whole=True)
+        if isinstance(one, int):
+            return one if kind.endswith("int") else (one,)
+        try:
+            return tuple(plain_number(each, whole=True) for each in ([value] if isinstance(value, str) else value))
+        except TypeError:  # neither a number nor a sequence
+            return (value,)
+    read = {"bool": plain_switch, "str": plain_text}.get(kind)
+    return read(value) if read else plain_number(value, whole=kind == "int")

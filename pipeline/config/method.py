@@ -58,15 +58,12 @@ class Method:
         check_fields(self, Method)
         if self.beta is None:
             object.__setattr__(self, "beta", self.loss_spec.beta)
-        object.__setattr__(self, "lr_milestones", several(self.lr_milestones))
-        if self.segments is not None and not isinstance(self.segments, int):
-            object.__setattr__(self, "segments", several(self.segments))
         self._check_milestones()
         self._check_combinations()
 
     def _check_milestones(self) -> None:
         for epoch in self.lr_milestones:
-            if not isinstance(epoch, int) or epoch < 1:
+            if not are_counts((epoch,)):
                 raise ConfigError(f"--lr-milestones has {epoch!r}; give epochs, whole numbers of at least 1")
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             raise ConfigError(f"--lr-milestones {' '.join(map(str, self.lr_milestones))} do not rise; give each once")

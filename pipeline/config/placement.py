@@ -62,23 +62,20 @@ class Placement:
         self._check_threads()
         if self.split is None:
             return
-        split = several(self.split)
-        object.__setattr__(self, "split", split)
-        if not are_counts(split):
+        if not are_counts(self.split):
             raise ConfigError(
-                f"--split is {joined(split)!r}; give auto or block counts of at least 1, such as 3,2,2,1"
+                f"--split is {joined(self.split)!r}; give auto or block counts of at least 1, such as 3,2,2,1"
             )
-        if self.stages is not None and self.stages != len(split):
+        if self.stages is not None and self.stages != len(self.split):
             raise ConfigError(
-                f"--split {joined(split)} makes {len(split)} stages, but --stages is {self.stages}; drop one of them"
+                f"--split {joined(self.split)} makes {len(self.split)} stages, but --stages is {self.stages}; drop "
+                "one of them"
             )
 
     def _check_threads(self) -> None:
         if self.threads is None:
             return
         counts = several(self.threads)
-        if not isinstance(self.threads, int):
-            object.__setattr__(self, "threads", counts)
         if not are_counts(counts, 1024):
             text = joined(counts) or "()"
             raise ConfigError(

@@ -12,6 +12,7 @@ from pipeline.config.catalog import CUSTOM
 from pipeline.errors import ConfigError
 from pipeline.network.blocks import Block, SequentialBlock
 from pipeline.network.chain import NotAChain, Piece, chain_of
+from pipeline.network.dtypes import check_dtypes
 from pipeline.network.kinds import is_layer, is_plain_sequential, is_tail, of_torch
 from pipeline.network.shadowing import check_names
 from pipeline.network.sharing import check_separate, unexpand
@@ -150,6 +151,7 @@ def given_network(blocks: Sequence[nn.Module]) -> Network:
         check_names(block)
     wrapped = [b if isinstance(b, Block) else SequentialBlock([("0", b)], 1) for b in blocks]
     check_separate(wrapped)
+    check_dtypes(wrapped)
     for index, block in enumerate(wrapped):
         unexpand(block)
         if not any(parameter.requires_grad for parameter in block.parameters()):

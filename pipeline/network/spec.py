@@ -13,6 +13,7 @@ from pipeline.network.blocks import Block
 from pipeline.network.flops import FlopCounter
 from pipeline.network.trial import Manners, materialize, try_out
 from pipeline.seeding import seed_default_generator
+from pipeline.settings import plain_settings
 
 __all__ = ["BlockShape", "BlockSpec", "HeadBuilder", "Network", "build_block", "infer_shapes"]
 
@@ -49,7 +50,7 @@ def build_block(spec: BlockSpec, seed: int, index: int) -> Block:
     """Build a block with initial weights keyed by (seed, block); a given one comes as it is."""
     if spec.given is not None:
         return spec.given
-    with torch.random.fork_rng(devices=[]):
+    with plain_settings(), torch.random.fork_rng(devices=[]):
         seed_default_generator(torch.device("cpu"), seed, "weights", index)
         return spec.build()
 
@@ -85,18 +86,19 @@ def infer_shapes(
 def _try(
     block: Block, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, name: str, key: tuple[int, int]
 ) -> BlockShape:
-    try:
-        materialize(block, shape, *key)
-    except Exception as error:  # whatever the user's code raises
-        raise _does_not_fit(name, shape, error) from error
-    trial = try_out(block, shape, device, dtype, name)
+    with plain_settings():
+        try:
+            materialize(block, shape, *key)
+        except Exception as error:  # whatever the user's code raises
+            raise _does_not_fit(name, shape, error) from error
+        trial = try_out(block, shape, device, dtype, name)
     return BlockShape(shape, trial.features, trial.outputs, trial.macs, trial.manners)
 
 
 def _infer(spec: BlockSpec, shape: tuple[int, ...], name: str) -> BlockShape:
     """Run a block in evaluation mode on two synthetic samples, on the meta device."""
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with plain_settings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             block, samples, counter = spec.build().eval(), 2, FlopCounter()
             with torch.no_grad(), counter:
                 h: Tensor = block.features(torch.zeros(samples, *shape))

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.report import render
+from pipeline.report.console import is_terminal, standard_console
 from pipeline.report.records import EpochRecord, RunPlan, Summary
 from pipeline.text import printable
 from pipeline.transport.messages import StageStatus
@@ -55,16 +56,10 @@ class Unseen(Display):
 def create_display(quiet: bool, console: Console | None = None) -> Display:
     """The live view in a terminal; plain lines with `quiet` or without a terminal that can show it."""
     # Not Console.is_terminal alone: it believes variables such as FORCE_COLOR, which say nothing about a pipe.
-    terminal = _has_terminal() if console is None else console.is_terminal
-    console = console or Console()
+    terminal = is_terminal() if console is None else console.is_terminal
+    console = console or standard_console()
     able = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
     return LiveDisplay(console) if terminal and able and not quiet else PlainDisplay(console)
-
-
-def _has_terminal() -> bool:
-    """Of standard output, which may be closed, or something that a program has put there."""
-    asked = getattr(sys.stdout, "isatty", None)
-    return asked is not None and bool(asked())
 
 
 class PlainDisplay(Display):

@@ -58,7 +58,9 @@ def begin(output: str | None, *, overwrite: bool, resume: str | None) -> Beginni
     if output is None:
         return Beginning(None, checkpoint, tuple(passed))
     same = Path(source).resolve() == Path(output).resolve()
-    folder = RunFolder(output, overwrite=overwrite, goes_on=same)
+    if same and checkpoint is None and not passed and not (Path(output) / "summary.json").exists():
+        return Beginning(RunFolder(output, overwrite=True))  # begun, and ended before there was anything to go on from
+    folder = RunFolder(output, overwrite=overwrite, goes_on=same and (checkpoint is not None or bool(passed)))
     return Beginning(folder, checkpoint, tuple(passed))
 
 

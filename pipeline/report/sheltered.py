@@ -68,9 +68,10 @@ def _read_by_nobody() -> None:
 
     What a program has put in its place is the program's own.
     """
-    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+    stream = sys.stdout
+    if stream is None or stream is not sys.__stdout__:
         return
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 
 from pipeline.errors import PipelineError, first_line
 from pipeline.transport.control import Control, known_to_all, lost_connection
+from pipeline.transport.network import why
 
 __all__ = ["failures_told"]
 
@@ -30,6 +32,10 @@ def failures_told(control: Control) -> Iterator[None]:
             raise control.fail(f"{who} ran out of memory: {first_line(error)}") from error
         if lost_connection(error):
             raise control.lost(None, first_line(error)) from error
+        if isinstance(error, dist.DistError):  # such as a network that nccl cannot use
+            raise control.fail(
+                f"{who} cannot reach the others {why(error)}; look at the network between them"
+            ) from error
         control.fail(f"{who} failed: {type(error).__name__}: {first_line(error)}")
         raise
 

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.distributed_c10d import Store, _get_default_store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from pipeline.config.environment import Environment, environment
+from pipeline.config.environment import Environment
 from pipeline.config.schema import TrainConfig
-from pipeline.errors import ConfigError, StageFailure, first_line
+from pipeline.errors import ConfigError
 from pipeline.runtime.allocator import keep_freed_memory
+from pipeline.runtime.attempts import Attempts
 from pipeline.runtime.cores import seat
+from pipeline.runtime.meeting import place, shared_store
 from pipeline.runtime.topology import describe
+from pipeline.settings import plain_settings
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
 from pipeline.transport.links import LinkFactory, Transport
+from pipeline.transport.network import check_interfaces
 from pipeline.transport.topics import Topic
 
 __all__ = ["World", "connect", "reproducible"]
 
+_HOSTS = Topic("host", str)
 _DEVICES = Topic("device", list)
 _LEFT = Topic("left", list)
+
+_LIMIT_S = 30.0  # for the others to come, at least
 
 
 class World:
@@ -37,13 +41,35 @@ class World:
 
     def __init__(self, where: Environment, config: TrainConfig, store: Store) -> None:
         self.rank, self.size = where.rank, where.world_size
-        self.control = Control(store, where.rank, where.world_size, config.timeout, describe)
+        self.attempts = Attempts(store, where.attempt)
+        # An attempt has names of its own: it never finds the addresses of one whose processes are dead.
+        own = PrefixStore(f"attempt {where.attempt}", store)
+        self.control = Control(own, where.rank, where.world_size, config.timeout, describe)
         self.bulk = Bulk(self.control)
         self.seat = seat()
-        given = config.threads_of(self.size)
-        # Until the stages and their shares of the cores are known, an equal part.
-        self.threads = given[self.rank] if given else max(1, self.seat.count // where.local_world_size)
+        self._given_threads = config.threads_of(self.size)
+        self._local_rank = self.rank if where.local_rank is None else where.local_rank
+        self._local_size = self.size if where.local_world_size is None else where.local_world_size
         self._where = where
+
+    @property
+    def threads(self) -> int:
+        """Of this process: as given; else an equal part, until the stages and their shares of the cores are known."""
+        return self._given_threads[self.rank] if self._given_threads else max(1, self.seat.count // self._local_size)
+
+    def meet(self, limit_s: float) -> None:
+        """Wait for the others, learn who shares this host unless that was said, and check what connects them.
+
+        Raises StageFailure if one does not come within `limit_s` seconds, ConfigError if they cannot connect.
+        """
+        self.control.meet(limit_s)
+        _HOSTS.publish(self.control, self.rank, self.seat.host)
+        hosts = _HOSTS.gather(self.control, range(self.size))
+        if self._where.local_rank is None:
+            self._local_rank = hosts[: self.rank].count(self.seat.host)
+        if self._where.local_world_size is None:
+            self._local_size = hosts.count(self.seat.host)
+        self.control.together("network", lambda: check_interfaces(set(hosts)))
 
     def choose_device(self, name: str) -> torch.device:
         """The device of this process. Raises ConfigError for a GPU that is not there."""
@@ -52,7 +78,7 @@ class World:
             return torch.device("cpu")
         if not available:
             raise ConfigError(f"--device is {name}, but torch {torch.__version__} finds no GPU; use --device cpu")
-        index = int(name.partition(":")[2]) if ":" in name else self._where.local_rank % available
+        index = int(name.partition(":")[2]) if ":" in name else self._local_rank % available
         if index >= available:
             raise ConfigError(f"--device is {name}, but this host has {available} GPUs, from cuda:0; name one of them")
         return torch.device("cuda", index)
@@ -92,63 +118,48 @@ class World:
 def connect(config: TrainConfig) -> World:
     """Meet the other processes of this run; in one process there is nobody to meet.
 
-    Raises StageFailure if they cannot be reached, or do not come.
+    Raises:
+        ConfigError: variables that are not those of one run, or a network interface that is not there.
+        StageFailure: the others cannot be reached, or do not come.
     """
-    where = environment()
+    where = place()
     if where.world_size == 1:
-        return World(where, config, HashStore())
-    limit_s = max(60.0, 2 * config.timeout)
-    world = World(where, config, _shared_store(where, timedelta(seconds=limit_s)))
+        # What an earlier attempt has begun is known to torchrun's store alone.
+        return World(where, config, shared_store(where, _LIMIT_S) if where.outlived else HashStore())
+    limit_s = max(_LIMIT_S, 2 * config.timeout)
+    world = World(where, config, shared_store(where, limit_s))
     try:
-        world.control.meet(limit_s)
+        world.meet(limit_s)
     except BaseException:
         world.control.close()
         raise
     return world
 
 
-def _shared_store(where: Environment, limit: timedelta) -> Store:
-    """The caller's, if it has a process group; else torchrun's, which ends with the run; else one that process 0 hosts
-    as long as it lives."""
-    if dist.is_initialized():
-        return _get_default_store()  # no public name for the store behind the default group
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return (_meet if hosted else _meet_once)(where.rank, where.world_size, limit)
-
-
-def _meet(rank: int, world_size: int, limit: timedelta) -> Store:
-    try:
-        store: Store = next(rendezvous("env://", rank, world_size, timeout=limit))[0]
-        return store
-    except (RuntimeError, ValueError) as error:
-        raise StageFailure(
-            f"{describe(rank)} cannot meet the others ({first_line(error)}); start all of them with torchrun"
-        ) from error
-
-
-_meet_once = functools.cache(_meet)
-
-
 @contextmanager
 def reproducible(config: TrainConfig, threads: int, device: torch.device) -> Iterator[None]:
-    """Set threads, deterministic algorithms and cuDNN for a run, keep the caller's random numbers, restore all.
+    """Give a run torch's own settings and `config`'s, and the caller's back afterwards, however it ends.
 
-    Only the allocator's setting stays: it changes no result, and cannot be read back.
+    Threads, deterministic algorithms, cuDNN's choice, the current GPU, random numbers, and all of `plain_settings`.
+    The caller's choice of TF32 counts. Only the allocator's setting stays: it changes no result, and cannot be read
+    back.
     """
     keep_freed_memory()
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    devices = [device] if device.type == "cuda" else []
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    with torch.random.fork_rng(devices=devices):
-        torch.set_num_threads(threads)
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(plain_settings())
+        strict, warns = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        stack.callback(torch.use_deterministic_algorithms, strict, warn_only=warns)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         torch.use_deterministic_algorithms(config.deterministic)
+        torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = not config.deterministic
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
-            torch.backends.cudnn.benchmark = before[2]
+        yield

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.transport.control import Control
+from pipeline.transport.network import connecting
 from pipeline.transport.pair import Pair
 
 __all__ = ["Bulk"]
@@ -67,7 +68,8 @@ class Bulk:
         control.publish(f"{name}/{control.rank}", True)
         control.read(f"{name}/{peer}", peer)
         if peer not in self._pairs:
-            self._pairs[peer] = Pair(control.scoped(name), int(control.rank != 0), control.timeout_s)
+            with connecting(control, peer):
+                self._pairs[peer] = Pair(control.scoped(name), int(control.rank != 0), control.timeout_s)
         return self._pairs[peer]
 
     def close(self) -> None:

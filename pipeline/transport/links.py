@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from pipeline.transport.control import Control
+from pipeline.transport.network import connecting
 from pipeline.transport.pair import Group, Pair, Transfer
 
 __all__ = ["GlooLink", "Link", "LinkFactory", "NcclLink", "PinnedLink", "Transport", "rows"]
@@ -183,7 +184,8 @@ class LinkFactory:
     def link(self, source: int, target: int) -> Link:
         """One end of the one-way link between two processes; the other one makes its own at the same time."""
         name, rank = f"link/{source}-{target}", int(self.control.rank == target)
-        pair = Pair(self.control.scoped(name), rank, self.control.timeout_s)
-        if self.transport is Transport.NCCL:
-            return NcclLink(pair, self.control.scoped(f"{name}/nccl"), rank, self.device)
+        with connecting(self.control, source if rank else target):
+            pair = Pair(self.control.scoped(name), rank, self.control.timeout_s)
+            if self.transport is Transport.NCCL:
+                return NcclLink(pair, self.control.scoped(f"{name}/nccl"), rank, self.device)
         return PinnedLink(pair, self.device) if self.transport is Transport.PINNED else GlooLink(pair)

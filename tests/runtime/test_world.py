@@ -59,8 +59,8 @@ def test_a_failure_on_leaving_still_ends_the_heartbeat() -> None:
 
 def test_a_meeting_that_nobody_comes_to_leaves_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     store, before = HashStore(), threading.active_count()
-    monkeypatch.setattr("pipeline.runtime.world.environment", lambda: Environment(0, 2, 0, 2))
-    monkeypatch.setattr("pipeline.runtime.world._shared_store", lambda where, limit: store)
+    monkeypatch.setattr("pipeline.runtime.world.place", lambda: Environment(0, 2, 0, 2))
+    monkeypatch.setattr("pipeline.runtime.world.shared_store", lambda where, limit_s: store)
     meet = Control.meet
     monkeypatch.setattr(Control, "meet", lambda self, limit_s: meet(self, 0.1))
     with pytest.raises(StageFailure, match=r"stage 1 \(process 1\) has not come within 0\.1 s"):

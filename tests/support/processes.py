@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 from torch._C._distributed_c10d import TCPStore
 
-__all__ = ["ROOT", "Finished", "Team", "call", "fresh", "spawn", "started", "warm"]
+__all__ = ["ROOT", "Finished", "Team", "call", "fresh", "spawn", "spawn_with", "started", "warm"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _LIMIT_S = 240.0
@@ -70,6 +70,12 @@ def spawn(arguments: Sequence[str], world_size: int, timeout_s: float, cwd: Path
     Every process is killed when the time is up; its status is then -9.
     """
     with started(arguments, world_size, cwd) as team:
+        return team.finish(timeout_s)
+
+
+def spawn_with(variables: Sequence[Mapping[str, str]], *arguments: str, timeout_s: float, cwd: Path) -> list[Finished]:
+    """Likewise, a process for each set of variables, which are all that it has of a launcher."""
+    with _forks(variables, list(arguments), cwd) as team:
         return team.finish(timeout_s)
 
 

@@ -1,0 +1,45 @@
+"""A console on standard output, whatever a program has put in its place."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import IO, Any, cast
+
+from rich.console import Console
+
+__all__ = ["is_terminal", "standard_console"]
+
+
+def standard_console() -> Console:
+    """Plain text also in a notebook; on nothing at all where there is no standard output."""
+    stream = cast(Any, sys.stdout)
+    if getattr(stream, "closed", False):
+        stream = None
+    elif stream is None or hasattr(stream, "flush"):
+        return Console(force_jupyter=False)  # which follows sys.stdout when it is replaced
+    return Console(file=cast(IO[str], _Writer(stream)), force_jupyter=False)
+
+
+def is_terminal() -> bool:
+    """Whether standard output is one: not where it is closed, or cannot say."""
+    try:
+        return bool(cast(Any, sys.stdout).isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
+class _Writer(io.TextIOBase):
+    """What a stream that can only `write` lacks; without a stream what is written is lost."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            self._stream.write(text)
+        return len(text)

@@ -1,0 +1,69 @@
+"""What an attempt of a launch knows of the ones before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch._C._distributed_c10d import HashStore
+
+from pipeline.config.environment import Environment
+from pipeline.config.schema import TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.report.run_folder import RunFolder
+from pipeline.runtime.attempts import Attempts
+from pipeline.runtime.world import World
+from pipeline.training import Options, _begin
+
+
+def test_only_what_an_earlier_attempt_of_this_launch_has_begun_has_begun() -> None:
+    store = HashStore()
+    first, third = Attempts(store, 0), Attempts(store, 2)
+    assert not first.has_begun("a") and not third.has_begun("a")
+    first.begin("a")
+    assert not first.has_begun("a"), "its own"
+    assert third.has_begun("a") and not third.has_begun("b")
+    third.begin("a")
+    assert not third.has_begun("a"), "its own by now"
+    assert Attempts(store, 3).has_begun("a")
+    assert not Attempts(HashStore(), 1).has_begun("a"), "another launch"
+
+
+def world(store: HashStore, attempt: int) -> World:
+    return World(Environment(0, 1, 0, 1, attempt=attempt), TrainConfig(), store)
+
+
+def begun(output: Path, where: World) -> RunFolder:
+    folder = _begin(Options(str(output)), where).folder
+    assert folder is not None
+    return folder
+
+
+def test_a_restart_begins_its_own_folder_anew_and_no_other(tmp_path: Path) -> None:
+    store, own, other = HashStore(), tmp_path / "own", tmp_path / "other"
+    other.mkdir()
+    (other / "summary.json").write_text("{}")
+    for folder in (own, other):
+        refused = pytest.raises(ConfigError, match="other holds a run already")
+        if folder is own:
+            begun(folder, world(store, 0)).write_config("[train]")
+        else:
+            with refused:
+                begun(folder, world(store, 0))
+    restarted = world(store, 1)
+    begun(own, restarted)
+    assert not (own / "config.toml").exists()
+    with pytest.raises(ConfigError, match="own holds a run already"):
+        begun(own, restarted)  # a second run of this attempt
+    with pytest.raises(ConfigError, match="other holds a run already"):
+        begun(other, restarted)
+    assert (other / "summary.json").exists()
+
+
+def test_the_names_of_a_dead_attempt_are_not_those_of_the_next() -> None:
+    store = HashStore()
+    dead, alive = world(store, 0), world(store, 1)
+    dead.control.publish("address", "gone")
+    dead.control.fail("stage 0 died")
+    assert alive.control.peek("address") is None
+    alive.control.raise_if_failed()
