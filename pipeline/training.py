@@ -106,7 +106,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     show: bool = False,
 ) -> TrainResult:
-    """Train blocks with local losses: in one process, or one stage a process under torchrun or in the caller's own group.
+    """Train blocks with local losses: in one process, or one stage a process, under torchrun or in a given group.
 
     Torch's global settings, such as the default number format, are torch's own meanwhile, and the caller's afterwards.
 
@@ -295,8 +295,9 @@ def _begin(options: Options, world: World) -> Beginning:
         return begin(None, overwrite=False, resume=options.resume)
     name = f"folder {Path(options.output).absolute()}"
     if world.attempts.has_begun(name):
-        return begin(options.output, overwrite=False, resume=AUTO)
-    beginning = begin(options.output, overwrite=options.overwrite, resume=options.resume)
+        beginning = begin(options.output, overwrite=False, resume=AUTO)
+    else:
+        beginning = begin(options.output, overwrite=options.overwrite, resume=options.resume)
     world.attempts.begin(name)
     return beginning
 

@@ -19,7 +19,7 @@ LATE: list[tuple[str, type[PipelineError], str]] = [
     (
         "--output finished",
         ConfigError,
-        r"--output finished holds a run already \(summary\.json\); choose another folder or add --ov",
+        r"--output finished holds a run already \(summary\.json\); choose another folder, add --ov",
     ),
     ("--output broken.toml/run", ConfigError, r"--output broken\.toml/run cannot be written \(Not a directory\)"),
     ("--trace nowhere/t.json", ConfigError, r"--trace nowhere/t\.json cannot be written \(no folder nowhere\)"),

@@ -68,10 +68,10 @@ def _read_by_nobody() -> None:
 
     What a program has put in its place is the program's own.
     """
-    stream = sys.stdout
-    if stream is None or stream is not sys.__stdout__:
+    own = sys.__stdout__
+    if own is None or sys.stdout is not own:
         return
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, own.fileno())
         os.close(nowhere)
