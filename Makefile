@@ -38,8 +38,9 @@ help:
 	@echo "make clean       remove .venv, caches and build files, never data or runs"
 	@echo "The first of them makes .venv; PYTHON=python3.12 picks the interpreter, from 3.11 to 3.13."
 
+# torchrun would set the variable itself, and warn; the threads of a run do not follow it.
 train: $(READY)
-	$(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) launch/pipeline_train.py $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) launch/pipeline_train.py $(ARGS)
 
 test: lint types tests
 

@@ -106,9 +106,11 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     show: bool = False,
 ) -> TrainResult:
-    """Train blocks with local losses: in one process, or one stage a process, under torchrun or in a given group.
+    """Train blocks with local losses: in one process, or with one stage a process.
 
-    Torch's global settings, such as the default number format, are torch's own meanwhile, and the caller's afterwards.
+    Several processes are those of torchrun, or of a process group that the caller has made.
+
+    Settings of torch such as the default number format are torch's own meanwhile, and the caller's afterwards.
 
     Args:
         blocks: from `blocks_from` or `create_model`; trained in place. Process 0's weights count.

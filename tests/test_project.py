@@ -115,6 +115,11 @@ def test_the_change_log_has_this_version() -> None:
     assert f"## {pipeline.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_main_job_is_started_without_a_warning_of_torchrun() -> None:
+    done = subprocess.run(["make", "--dry-run", "train"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} .venv/bin/torchrun --standalone" in done.stdout
+
+
 def find_python(folder: Path, wanted: str = "", *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run tools/find-python where only the interpreters in `folder` are on the path."""
     environment = {**os.environ, "PATH": f"{folder}:/usr/bin:/bin", "PYTHON": wanted}

@@ -66,16 +66,21 @@ def environment_of_group(rank: int, world_size: int, variables: Mapping[str, str
                 "RANK and WORLD_SIZE, or make the group of what they say"
             )
     where = Environment(rank, world_size)
-    return _restarts(_neighbours(where, given) if "RANK" in given else where, given)
+    return _with_meeting(_neighbours(where, given) if "RANK" in given else where, given)
 
 
 def _placed(given: Mapping[str, str]) -> Environment:
-    where = _of_torchrun(given) or _of_tasks(given)
+    return _with_meeting(_of_torchrun(given) or _of_tasks(given), given)
+
+
+def _with_meeting(where: Environment, given: Mapping[str, str]) -> Environment:
+    """With what is given of the place to meet, and of the attempts to."""
     agent_store = given.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if (where.world_size > 1 or agent_store) and {"MASTER_ADDR", "MASTER_PORT"} <= given.keys():
         port = _number(given, "MASTER_PORT", 1, 65535)
         where = replace(where, host=given["MASTER_ADDR"], port=port, agent_store=agent_store)
-    return _restarts(where, given)
+    attempt, most = (_number(given, f"TORCHELASTIC_{name}", 0) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return replace(where, attempt=attempt, may_restart=most > 0)
 
 
 def _of_torchrun(given: Mapping[str, str]) -> Environment | None:
@@ -100,13 +105,13 @@ def _of_torchrun(given: Mapping[str, str]) -> Environment | None:
 
 
 def _neighbours(where: Environment, given: Mapping[str, str]) -> Environment:
-    """With the place among the processes of this host, as far as it is given."""
-    size, rank = where.world_size, None
-    if "LOCAL_WORLD_SIZE" in given:
-        size = _number(given, "LOCAL_WORLD_SIZE", 1, size)
-    if "LOCAL_RANK" in given:
-        rank = _number(given, "LOCAL_RANK", 0, size - 1)
-    return replace(where, local_rank=rank, local_world_size=size if "LOCAL_WORLD_SIZE" in given else None)
+    """With the place among the processes of this host, as far as it is given; alone, that says only which GPU."""
+    alone, size = where.world_size == 1, None
+    if "LOCAL_WORLD_SIZE" in given and not alone:
+        size = _number(given, "LOCAL_WORLD_SIZE", 1, where.world_size)
+    top = None if alone else (size or where.world_size) - 1
+    rank = _number(given, "LOCAL_RANK", 0, top) if "LOCAL_RANK" in given else None
+    return replace(where, local_rank=rank, local_world_size=size)
 
 
 def _of_tasks(given: Mapping[str, str]) -> Environment:
@@ -143,14 +148,6 @@ def _slurm_tasks(given: Mapping[str, str]) -> str:
     if not step.isdecimal() or int(step) >= _SPECIAL_STEP:
         return ""
     return next((name for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") if name in given), "")
-
-
-def _restarts(where: Environment, given: Mapping[str, str]) -> Environment:
-    attempt, most = (
-        _number(given, f"TORCHELASTIC_{name}", 0) if f"TORCHELASTIC_{name}" in given else 0
-        for name in ("RESTART_COUNT", "MAX_RESTARTS")
-    )
-    return replace(where, attempt=attempt, may_restart=most > 0)
 
 
 def _number(given: Mapping[str, str], name: str, low: int, high: int | None = None) -> int:

@@ -32,6 +32,11 @@ def test_by_hand_the_place_on_a_host_may_be_left_out() -> None:
     assert environment(BY_HAND | {"LOCAL_RANK": "0"}).local_rank == 0
 
 
+def test_a_process_of_several_may_be_told_to_train_alone() -> None:
+    where = environment(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"})
+    assert (where.rank, where.world_size, where.local_rank, where.local_world_size) == (0, 1, 1, None)
+
+
 @pytest.mark.parametrize(
     "variables",
     [
@@ -124,8 +129,7 @@ def test_what_torchrun_says_goes_before_what_started_it(variables: dict[str, str
 def test_a_group_of_the_callers_says_rank_and_size() -> None:
     assert environment_of_group(1, 2, {}) == Environment(1, 2)
     assert environment_of_group(1, 2, SLURM) == Environment(1, 2)
-    where = environment_of_group(1, 3, TORCHRUN)
-    assert (where.local_rank, where.local_world_size, where.attempt) == (1, 2, 2)
+    assert environment_of_group(1, 3, TORCHRUN) == environment(TORCHRUN)
 
 
 @pytest.mark.parametrize(
