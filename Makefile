@@ -22,13 +22,14 @@ ifneq "$(shell cat $(READY_LOWEST) 2>/dev/null)" "$(CURDIR)"
 endif
 
 .NOTPARALLEL:
-.PHONY: help train test test-quick test-lowest lint types tests format bench clean
+.PHONY: help train test test-quick test-long test-lowest lint types tests format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train       run the main job: $(PROCESSES) processes, handwritten digits; PROCESSES=2 ARGS=\"--epochs 3\""
 	@echo "make test        run all checks: lint, types, tests"
 	@echo "make test-quick  the same without the tests that start processes: within a minute"
+	@echo "make test-long   what takes long: every placement resumed by every other, faults at random, fuzzing"
 	@echo "make test-lowest some tests with the lowest versions that setup.cfg allows, in .venv-lowest"
 	@echo "make lint        ruff and codespell"
 	@echo "make types       mypy, strict"
@@ -49,6 +50,9 @@ test-quick: lint types tests
 
 test-lowest: $(READY_LOWEST)
 	.venv-lowest/bin/$(PYTEST) -m "(not runs and not bench) or lowest" $(ARGS)
+
+test-long: $(READY_DEV)
+	FUZZ=20000 RANDOM_NETWORKS=500 $(BIN)/$(PYTEST) -m "long or fuzz" $(ARGS)
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check

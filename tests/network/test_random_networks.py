@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -180,6 +181,7 @@ def trained(network: nn.Sequential, shape: tuple[int, ...], config: TrainConfig,
     return state_of(made)
 
 
+@pytest.mark.fuzz
 @given(networks(), st.sampled_from(["pred", "sim", "predsim", "pred-bio"]))
 @settings(max_examples=CASES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_a_random_network_trains_the_same_in_one_stage_and_in_two_or_is_refused(

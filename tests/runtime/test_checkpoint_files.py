@@ -132,6 +132,7 @@ ENTRIES = st.recursive(
 FILES = st.lists(st.fixed_dictionaries({"name": st.text(max_size=9), "bytes": ENTRIES, "sha256": ENTRIES}), max_size=3)
 
 
+@pytest.mark.fuzz
 @settings(max_examples=int(os.environ.get("FUZZ", "200")), deadline=None, derandomize=True, database=None)
 @given(
     st.one_of(

@@ -1,0 +1,288 @@
+"""A run that is cut off anywhere goes on from its last checkpoint to the bits of the undisturbed run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import pipeline
+from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError, DataError, StageFailure
+from pipeline.runtime.checkpoint_files import CheckpointWriter, checkpoints_in
+from pipeline.training import Options, run
+from tests.runs.exactness_cases import BASE, vary
+from tests.support.processes import ROOT, call, spawn, started
+
+pytestmark = pytest.mark.runs
+
+SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
+FLAGS = [
+    *("--width", "0.0625", "--hidden-units", "16", "--train-limit", "200", "--test-limit", "40", "--batch-size", "32"),
+    *("--threads", "1", "--dropout", "0.2", "--quiet", "--lr-milestones", "1", "2"),
+]
+PLACEMENTS = {"one": ([], 1), "stages": (["--stages", "3"], 1), "two": ([], 2), "split": (["--split", "1,6,1"], 3)}
+
+
+def train(placement: str, *flags: str, cwd: Path) -> str:
+    """Run the command in a placement; what it prints."""
+    own, processes = PLACEMENTS[placement]
+    done = spawn([SCRIPT, *flags, *own], processes, 120, cwd=cwd)
+    assert {end.status for end in done} == {0}, [end.stderr for end in done]
+    return done[0].stdout
+
+
+def state(folder: Path) -> str:
+    return str(json.loads((folder / "summary.json").read_text())["state_sha256"])
+
+
+def epochs(folder: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole run, and the first two epochs of it, saved every third step, by every placement."""
+    root = tmp_path_factory.mktemp("resume")
+    train("one", *FLAGS, "--epochs", "3", "--output", "whole", cwd=root)
+    return root
+
+
+def begun(root: Path, placement: str) -> Path:
+    """Two epochs of seven steps, which `placement` has saved after every third one."""
+    folder = root / f"from-{placement}"
+    if not folder.exists():
+        saving = ("--checkpoint-every", "3", "--keep", "9")
+        train(placement, *FLAGS, "--epochs", "2", *saving, "--output", folder.name, cwd=root)
+    return folder
+
+
+PAIRS = [(source, target) for source in PLACEMENTS for target in PLACEMENTS]
+QUICK = [("one", "split"), ("split", "stages"), ("two", "one")]
+
+
+def cut_off(source: Path, target: Path, leave: int) -> Path:
+    """A copy of a run that has died after so many checkpoints."""
+    shutil.copytree(source, target)
+    for path in checkpoints_in(target / "checkpoints")[:-leave]:
+        shutil.rmtree(path)
+    for name in ("summary.json", "model.safetensors", "curves.png"):
+        (target / name).unlink()
+    return target
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.long) for pair in PAIRS],
+)
+def test_a_run_goes_on_in_any_placement(source: str, target: str, undisturbed: Path, tmp_path: Path) -> None:
+    folder = cut_off(begun(undisturbed, source), tmp_path / "run", leave=3)
+    printed = train(target, "--resume", "run", "--epochs", "3", "--quiet", "--threads", "1", cwd=tmp_path)
+    assert "note: goes on from run/checkpoints/epoch-00002-step-000000009: epoch 2, 9 steps done" in printed
+    assert state(folder) == state(undisturbed / "whole")
+    assert epochs(folder) == [1, 2, 3]
+
+
+def test_a_finished_run_is_prolonged(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun(undisturbed, "one"), tmp_path / "run")
+    train("one", "--resume", "run", "--epochs", "3", "--quiet", cwd=tmp_path)
+    assert state(tmp_path / "run") == state(undisturbed / "whole")
+
+
+def test_another_folder_takes_the_rest_of_a_run(undisturbed: Path, tmp_path: Path) -> None:
+    source = cut_off(begun(undisturbed, "one"), tmp_path / "run", leave=1)
+    before = sorted(path.name for path in source.rglob("*"))
+    train("one", "--resume", "run", "--epochs", "3", "--output", "other", "--quiet", cwd=tmp_path)
+    assert state(tmp_path / "other") == state(undisturbed / "whole") and epochs(tmp_path / "other") == [1, 2, 3]
+    assert sorted(path.name for path in source.rglob("*")) == before
+
+
+def test_auto_is_a_fresh_start_where_there_is_nothing_and_else_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--epochs", "3", "--output", "run", "--resume", "auto"]
+    assert "goes on" not in train("one", *flags, cwd=tmp_path)
+    assert state(tmp_path / "run") == state(undisturbed / "whole")
+    assert "note: goes on from run/checkpoints/epoch-00004-step-000000021" in train("one", *flags, cwd=tmp_path)
+    assert state(tmp_path / "run") == state(undisturbed / "whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_note(undisturbed: Path, tmp_path: Path) -> None:
+    folder = cut_off(begun(undisturbed, "one"), tmp_path / "run", leave=3)
+    newest = checkpoints_in(folder / "checkpoints")[0]
+    (newest / "block-00002.safetensors").write_bytes(b"")
+    printed = train("one", "--resume", "run", "--epochs", "3", "--quiet", cwd=tmp_path)
+    assert re.search(
+        r"note: checkpoint epoch-00002-step-000000009 is damaged \(.* has 0 bytes.*\): passed over", printed
+    )
+    assert "goes on from run/checkpoints/epoch-00001-step-000000006" in printed
+    assert state(folder) == state(undisturbed / "whole")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--resume", "run", "--seed", "2"], "was saved with --seed 1, but it is 2 now"),
+        (["--resume", "run", "--loss", "pred"], "was saved with --loss predsim, but it is pred now"),
+        (["--resume", "nothing"], "nothing/config.toml cannot be read"),
+        (["--resume", "run", "--recipe", "digits"], "--resume run brings its own configuration; drop --recipe"),
+        (["--resume", "run", "--overwrite"], "--overwrite removes what --resume goes on from"),
+        (["--init-from", "run/config.toml"], "--init-from run/config.toml is no model.safetensors of a run"),
+        (["--resume", "run", "--init-from", "x"], "drop one of them"),
+    ],
+)
+def test_what_cannot_go_on_is_told_in_one_line(
+    flags: Sequence[str], told: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(begun(undisturbed, "one"), tmp_path / "run")
+    done = call(SCRIPT, *flags, "--quiet", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert told in done.stderr
+    assert state(tmp_path / "run") == state(undisturbed / "from-one"), "nothing is lost"
+
+
+def test_a_run_without_checkpoints_cannot_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun(undisturbed, "one"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    done = call(SCRIPT, "--resume", "run", cwd=tmp_path)
+    assert "--resume run holds no complete checkpoint; give the folder of a run that has saved" in done.stderr
+
+
+def test_weights_alone_begin_another_run(undisturbed: Path, tmp_path: Path) -> None:
+    weights = str(begun(undisturbed, "one") / "model.safetensors")
+    for placement in ("one", "two"):
+        flags = (*FLAGS, "--epochs", "1", "--lr", "1e-9", "--optimizer", "sgd", "--init-from", weights)
+        train(placement, *flags, "--output", placement, cwd=tmp_path)
+    assert state(tmp_path / "one") == state(tmp_path / "two")
+    first, after = (pipeline.load_model(folder).state_dict() for folder in (Path(weights).parent, tmp_path / "one"))
+    near = {name: torch.allclose(after[name], first[name], atol=1e-5) for name in first if "weight" in name}
+    assert all(near.values())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_saves_and_ends(rank: int, undisturbed: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--epochs", "3", "--checkpoint-every", "99", "--output", "run"]
+    with started([str(tmp_path / "slowly.py"), *flags], 2, tmp_path) as team:
+        (tmp_path / "slowly.py").write_text(SLOWLY)
+        wait_until(lambda: bool((tmp_path / "run" / "metrics.jsonl").exists() and (tmp_path / "begun").exists()))
+        os.kill(team.processes[rank].pid or 0, signal.SIGTERM)
+        ends = team.finish(60)
+    (told,) = [line for end in ends for line in end.stderr.splitlines()]
+    assert re.fullmatch(r"error: interrupted at epoch \d, step \d+ of the run; go on with --resume run", told)
+    assert {end.status for end in ends} == {1}
+    train("one", "--resume", "run", "--quiet", cwd=tmp_path)
+    assert state(tmp_path / "run") == state(undisturbed / "whole")
+
+
+def test_sigusr1_saves_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--epochs", "3", "--checkpoint-every", "99", "--output", "run"]
+    with started([str(tmp_path / "slowly.py"), *flags], 1, tmp_path) as team:
+        (tmp_path / "slowly.py").write_text(SLOWLY)
+        wait_until((tmp_path / "begun").exists)
+        os.kill(team.processes[0].pid or 0, signal.SIGUSR1)
+        wait_until(lambda: len(checkpoints_in(tmp_path / "run" / "checkpoints")) == 1)
+        (end,) = team.finish(60)
+    assert (end.status, end.stderr) == (0, "")
+    assert state(tmp_path / "run") == state(undisturbed / "whole")
+
+
+SLOWLY = f"""
+import runpy, sys, time
+from pathlib import Path
+from pipeline.learning.stage import Stage
+enter = Stage._enter
+def slowly(stage, packet, *, training):
+    time.sleep(0.15)
+    if stage.index == 0 and packet.at.step >= 2:
+        Path("begun").touch()
+    return enter(stage, packet, training=training)
+Stage._enter = slowly
+sys.argv[0] = {SCRIPT!r}
+runpy.run_path({SCRIPT!r}, run_name="__main__")
+"""
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.02)
+
+
+SMALL: RunConfig = vary(BASE, loss="pred", epochs=2, threads=1)
+
+
+def test_a_disk_that_is_full_while_saving_ends_the_run_and_the_one_before_stays(tmp_path: Path) -> None:
+    add, saved = CheckpointWriter.add, []
+
+    def full(writer: CheckpointWriter, tensors: Mapping[str, Tensor]) -> None:
+        saved.append(1)
+        if len(saved) > 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(writer, tensors)
+
+    output = str(tmp_path / "run")
+    told = r"cannot write the checkpoint of epoch 3, step \d+ to .* \(No space left on device\); make room, then go on"
+    with patch.object(CheckpointWriter, "add", full), pytest.raises(StageFailure, match=told):
+        run(SMALL, Options(output))
+    assert [path.name[:11] for path in checkpoints_in(tmp_path / "run" / "checkpoints")] == ["epoch-00002"]
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1, "no half of one is left"
+    resumed = run(SMALL, Options(output, resume=output)).summary
+    assert resumed.state_sha256 == run(SMALL, Options()).summary.state_sha256
+
+
+def test_checkpoints_cost_no_bit_and_only_the_newest_stay(tmp_path: Path) -> None:
+    config = vary(SMALL, checkpoint_every=2, keep=2)
+    saved = run(config, Options(str(tmp_path / "run"))).summary
+    assert saved.state_sha256 == run(SMALL, Options()).summary.state_sha256
+    assert len(checkpoints_in(tmp_path / "run" / "checkpoints")) == 2
+
+
+def own() -> tuple[TensorDataset, nn.Sequential]:
+    torch.manual_seed(4)
+    data = TensorDataset(torch.randn(40, 6), torch.arange(40) % 3)
+    layers = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)
+    return data, nn.Sequential(*layers)
+
+
+def test_a_users_own_network_goes_on(tmp_path: Path) -> None:
+    config = pipeline.TrainConfig(epochs=4, batch_size=8, threads=1)
+    data, network = own()
+    whole = pipeline.train(pipeline.blocks_from(network), data, data, config).summary
+    data, network = own()
+    half = pipeline.TrainConfig(epochs=2, batch_size=8, threads=1)
+    pipeline.train(pipeline.blocks_from(network), data, data, half, output=tmp_path / "run")
+    data, network = own()
+    resumed = pipeline.train(pipeline.blocks_from(network), data, data, config, resume=tmp_path / "run")
+    assert resumed.summary.state_sha256 == whole.state_sha256
+    assert [record.epoch for record in resumed.epochs] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        ("width", ConfigError, r"the checkpoint is of another network: 0\.body\.0\.weight has shape \[17, 6\] now"),
+        ("data", DataError, r"was saved with sizes of the data .* go on with what it was"),
+    ],
+)
+def test_another_network_or_other_data_cannot_go_on(change: str, kind: Any, told: str, tmp_path: Path) -> None:
+    config = pipeline.TrainConfig(epochs=1, batch_size=8, threads=1)
+    data, network = own()
+    pipeline.train(pipeline.blocks_from(network), data, data, config, output=tmp_path / "run")
+    width = 17 if change == "width" else 16
+    other = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 3))
+    if change == "data":
+        data = TensorDataset(torch.randn(41, 6), torch.arange(41) % 3)
+    with pytest.raises(kind, match=told):
+        pipeline.train(pipeline.blocks_from(other), data, data, config, resume=tmp_path / "run")
