@@ -29,14 +29,14 @@ PID = Path(sys.argv[2])
 
 
 class Fuse(nn.Module):
-    """Blows at its third batch, if it is armed."""
+    """Blows at its third batch of the run, if it is armed; smaller ones are tried before."""
 
     def __init__(self, how: str | None) -> None:
         super().__init__()
         self.layer, self.how, self.calls = nn.Linear(512, 512), how, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += self.training
+        self.calls += self.training and len(x) > 8
         if self.calls == 3:
             self.blow()
         return self.layer(x)  # type: ignore[no-any-return]
