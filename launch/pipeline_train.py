@@ -77,6 +77,7 @@ def _act(command: Command, where: Environment) -> None:
                 command.trace,
                 command.resume,
                 command.init_from,
+                renames=command.output is None,
                 show=True,
                 quiet=command.quiet,
                 requests=_listening(where),

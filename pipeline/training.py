@@ -58,6 +58,7 @@ class Options:
     trace: str | None = None
     resume: str | None = None
     init_from: str | None = None
+    renames: bool = False  # whether another folder will do where there is something in `output`
     show: bool = False
     quiet: bool = False
     requests: Requests = field(default_factory=Requests)
@@ -189,10 +190,20 @@ def _execute(job: _Job, options: Options) -> TrainResult:
 
 
 def _carry_out(job: _Job, options: Options, world: World, device: torch.device, display: Display) -> TrainResult:
+    """Open what is read and written, train, and close it."""
+    world.control.together("configuration", lambda: check_same_configuration(world.control, job.config))
+    opened = _open(job, options, world, device)
+    folder = opened[0].folder
+    with contextlib.nullcontext() if folder is None else contextlib.closing(folder):
+        return _train(job, options, world, device, display, opened)
+
+
+def _train(
+    job: _Job, options: Options, world: World, device: torch.device, display: Display, opened: _Opened
+) -> TrainResult:
     """Lay out, build, train, gather."""
     control, config, numerics = world.control, job.config, Numerics(device, job.config.precision)
-    control.together("configuration", lambda: check_same_configuration(control, config))
-    beginning, trace, batches, sizes = _open(job, options, world, device)
+    beginning, trace, batches, sizes = opened
     folder = beginning.folder
     largest = sizes.largest_batch(config.batch_size)  # nothing is measured or kept for more samples than there are
     layout = agree_on_layout(control, replace(config, batch_size=largest), job.network, sizes, numerics, world.seat)
@@ -262,9 +273,11 @@ def _check_finished(session: Session, config: TrainConfig, sizes: Sizes, folder:
         raise error
 
 
-def _open(
-    job: _Job, options: Options, world: World, device: torch.device
-) -> tuple[Beginning, TraceFile | None, Batches | None, Sizes]:
+_Opened = tuple[Beginning, TraceFile | None, Batches | None, Sizes]
+"""Where the run begins, the trace and the data, which process 0 alone has, and what all know of the data."""
+
+
+def _open(job: _Job, options: Options, world: World, device: torch.device) -> _Opened:
     """Process 0 opens data, run folder and trace, and tells the others what they need to know."""
 
     def first() -> tuple[Beginning, TraceFile | None, Batches | None]:
@@ -299,7 +312,7 @@ def _begin(options: Options, world: World) -> Beginning:
     if world.attempts.has_begun(name):
         beginning = begin(options.output, overwrite=False, resume=AUTO)
     else:
-        beginning = begin(options.output, overwrite=options.overwrite, resume=options.resume)
+        beginning = begin(options.output, overwrite=options.overwrite, resume=options.resume, renames=options.renames)
     world.attempts.begin(name)
     return beginning
 

@@ -42,13 +42,17 @@ class Beginning:
     notes: tuple[str, ...] = ()
 
 
-def begin(output: str | None, *, overwrite: bool, resume: str | None) -> Beginning:
+def begin(output: str | None, *, overwrite: bool, resume: str | None, renames: bool = False) -> Beginning:
     """Open the run folder, new or to go on in, and find the checkpoint to go on from.
+
+    With `renames` a name that is taken is followed by a number.
 
     Raises:
         ConfigError: a folder that holds another run, or cannot be written.
         DataError: no complete checkpoint where one was named.
     """
+    if resume is None and output is not None and renames and not overwrite:
+        return Beginning(_first_free(output))
     if resume is None:
         return Beginning(None if output is None else RunFolder(output, overwrite=overwrite))
     if resume == AUTO and output is None:
@@ -62,6 +66,18 @@ def begin(output: str | None, *, overwrite: bool, resume: str | None) -> Beginni
         return Beginning(RunFolder(output, overwrite=True))  # begun, and ended before there was anything to go on from
     folder = RunFolder(output, overwrite=overwrite, goes_on=same and (checkpoint is not None or bool(passed)))
     return Beginning(folder, checkpoint, tuple(passed))
+
+
+def _first_free(output: str) -> RunFolder:
+    """A folder of its own, also for a run that has started in the same second."""
+    for name in (output, *(f"{output}-{number}" for number in range(2, 100))):
+        if not Path(name).exists():
+            try:
+                return RunFolder(name, overwrite=False)
+            except ConfigError:
+                if not Path(name).exists():  # not taken meanwhile, but not to be made
+                    raise
+    return RunFolder(output, overwrite=False)
 
 
 @dataclass(frozen=True)

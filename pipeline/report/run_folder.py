@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.report.attempt import attempt
+from pipeline.report.folder_lock import FolderLock
 from pipeline.report.plots import save_curves
 from pipeline.report.records import EpochRecord, Summary
 from pipeline.text import json_text
@@ -44,7 +45,10 @@ def check_kept(state: Mapping[str, Tensor]) -> None:
 
 
 class RunFolder:
-    """Creates the folder at once, so that a wrong path, or one that holds a run, is refused before any training."""
+    """Creates the folder at once, so that a wrong path, or one that holds a run, is refused before any training.
+
+    No other run can have it until `close`.
+    """
 
     def __init__(self, path: str, *, overwrite: bool, goes_on: bool = False) -> None:
         self.path = Path(path)
@@ -57,14 +61,25 @@ class RunFolder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
             if not goes_on:  # else what the run has left so far stays until there is something newer
                 for name in held:
                     (self.path / name).unlink()
                 _remove(self.checkpoints)
             (self.path / "metrics.jsonl").touch()
         except OSError as error:
-            reason = error.strerror
-            raise ConfigError(f"--output {path} cannot be written ({reason}); choose another folder") from error
+            self.close()
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"--output {self.path} cannot be written ({error.strerror}); choose another folder")
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        self._lock.release()
 
     @property
     def checkpoints(self) -> Path:
@@ -72,7 +87,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write_config(self, toml: str) -> None:
-        (self.path / "config.toml").write_text(toml, encoding="utf-8")
+        self._write("config.toml", lambda part: part.write_text(toml, encoding="utf-8"))
 
     def restore(self, records: Sequence[EpochRecord]) -> None:
         """Let the metrics hold these epochs and no others: the run goes on after them."""
