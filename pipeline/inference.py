@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load
+import torch
 from torch import nn
 
 from pipeline.config.paths import expanded
@@ -16,6 +14,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.network.sequential import CUSTOM, given_network
 from pipeline.network.spec import build_block
 from pipeline.network.zoo import named_network
+from pipeline.runtime.weights_file import read_weights
 from pipeline.settings import plain_settings
 
 __all__ = ["load_model"]
@@ -32,23 +31,24 @@ def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None
         ConfigError: the network was a user's own and `blocks` is missing.
     """
     path = Path(expanded("run_folder", run_folder))
-    try:
-        data = (path / "model.safetensors").read_bytes()  # the library opens no path that is not UTF-8
-        weights = load(data)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} holds no finished run ({error}); give the folder of a run that has ended") from error
-    known = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-    if blocks is not None:
-        network = given_network(blocks)
-    elif known.get("model", CUSTOM) == CUSTOM:
+    weights = read_weights(path / "model.safetensors")
+    if blocks is None and weights.known.get("model", CUSTOM) == CUSTOM:
         raise ConfigError(f"the network of {path} was your own; pass it as `blocks`")
+    if blocks is not None:
+        model = nn.Sequential(*(build_block(spec, 0, index) for index, spec in enumerate(given_network(blocks))))
     else:
         config, loss = read_model(str(path / "config.toml"))
-        shape = tuple(int(side) for side in known["input_shape"].split(","))
-        network = named_network(config, shape, int(known["classes"]), loss)
-    model = nn.Sequential(*(build_block(spec, 0, index) for index, spec in enumerate(network)))
+        network = named_network(config, *weights.sizes(str(path / "model.safetensors")), loss)
+        with torch.device("meta"):  # it takes memory once it is known to fit
+            model = nn.Sequential(*(spec.build() for spec in network))
+    for name, tensor in weights.tensors.items():
+        wanted = model.state_dict().get(name)
+        if wanted is not None and wanted.dtype != tensor.dtype:
+            raise DataError(
+                f"the weights of {path} do not fit the network ({name} is {tensor.dtype}); pass the one trained"
+            )
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights.tensors, assign=blocks is None)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"the weights of {path} do not fit the network ({reason}); pass the one trained") from error

@@ -45,7 +45,11 @@ class Bounds:
     open_low: bool = False
 
     def __str__(self) -> str:
-        top = "" if self.high == math.inf else f" and at most {self.high:g}"
+        top = (
+            ""
+            if self.high == math.inf
+            else f" and at most {self.high if isinstance(self.high, int) else format(self.high, 'g')}"
+        )
         return (f"above {self.low:g}" if self.open_low else f"at least {self.low:g}") + top
 
     def check(self, name: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pipeline.config.catalog import LOSSES, LossSpec
@@ -24,8 +25,8 @@ class Method:
     beta: float | None = option(
         None, "weight of sim in predsim", Bounds(0.0, 1.0), shown="0.99; 0.01 for predsim-bio", metavar="F"
     )
-    decoder_dim: int = option(4096, "most inputs of a local classifier, pooled down to it", Bounds(1))
-    target_projection: int = option(128, "length of the fixed random projection of -bio targets", Bounds(1))
+    decoder_dim: int = option(4096, "most inputs of a local classifier, pooled down to it", Bounds(1, 1_000_000))
+    target_projection: int = option(128, "length of the fixed random projection of -bio targets", Bounds(1, 65_536))
     similarity_head: str = option("conv", "before the similarity matrix, conv is the paper's", ("conv", "pool-4x4"))
     segments: tuple[int, ...] | int | None = option(
         None,
@@ -36,7 +37,7 @@ class Method:
         doc="consecutive blocks trained by one local loss at their end, with backprop inside: `block`, every block is "
         "one, as in the paper; a number, so many, balanced by counted forward arithmetic; or block counts",
     )
-    batch_size: int = option(128, "samples of a step", Bounds(2))
+    batch_size: int = option(128, "samples of a step", Bounds(2, 10_000_000))
     lr: float = option(5e-4, "learning rate", Bounds(0.0, open_low=True))
     lr_milestones: tuple[int, ...] = option(
         (), "epochs after which the learning rate is multiplied", shown="none", metavar="E", given="at least 1, rising"
@@ -65,6 +66,15 @@ class Method:
         for epoch in self.lr_milestones:
             if not are_counts((epoch,)):
                 raise ConfigError(f"--lr-milestones has {epoch!r}; give epochs, whole numbers of at least 1")
+        try:
+            last = self.lr * self.lr_decay ** len(self.lr_milestones)
+        except OverflowError:
+            last = math.inf
+        if not 0 < last < math.inf:
+            raise ConfigError(
+                f"--lr {self.lr:g} times --lr-decay {self.lr_decay:g} for {len(self.lr_milestones)} milestones "
+                f"comes to {last:g}; give a decay nearer to 1"
+            )
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             raise ConfigError(f"--lr-milestones {' '.join(map(str, self.lr_milestones))} do not rise; give each once")
 

@@ -15,9 +15,12 @@ __all__ = ["ModelConfig"]
 class ModelConfig:
     model: str = option("vgg8b", "network", MODELS)
     width: float = option(1.0, "multiplies the channels of a convolutional network", Bounds(0.0, 64.0, open_low=True))
-    hidden_units: int = option(1024, "units of each hidden fully connected layer", Bounds(1))
+    hidden_units: int = option(1024, "units of each hidden fully connected layer", Bounds(1, 1_000_000))
     hidden_layers: int | None = option(
-        None, "hidden fully connected layers", shown="3 for mlp, 1 for vgg", given="at least 0, 1 for mlp"
+        None,
+        "hidden fully connected layers",
+        shown="3 for mlp, 1 for vgg",
+        given="0, 1 for mlp, to 1000",
     )
     nonlinearity: str = option(
         "auto",
@@ -32,9 +35,11 @@ class ModelConfig:
         width, perceptron = self.width, self.model == "mlp"
         if self.hidden_layers is None:
             object.__setattr__(self, "hidden_layers", 3 if perceptron else 1)
-        Bounds(1 if perceptron else 0).check("hidden_layers", self.hidden_layers)
+        Bounds(1 if perceptron else 0, 1000).check("hidden_layers", self.hidden_layers)
         if self.dropout >= 1:
             raise ConfigError(f"--dropout is {self.dropout}; give 0 up to below 1")
+        if self.dropout > 0.9999:
+            raise ConfigError(f"--dropout is {self.dropout}, which leaves nothing; give at most 0.9999")
         if perceptron and width != 1:
             raise ConfigError(f"--width is {width:g}, but mlp has no channels; use --hidden-units")
         if not perceptron and int(64 * width) < 1:

@@ -25,7 +25,9 @@ class Placement:
         given="auto, or counts such as 3,2,2,1",
         doc="blocks of each stage; `auto` balances them by measured cost; in one process it sets the number of stages",
     )
-    queue_depth: int = option(4, "packets sent and not yet taken between two stages, both ends together", Bounds(1))
+    queue_depth: int = option(
+        4, "packets sent and not yet taken between two stages, both ends together", Bounds(1, 1024)
+    )
     device: str = option("auto", "device of every process", given="auto, cpu, cuda, cuda:N")
     deterministic: bool = option(False, "the same bits on a GPU too")
     capture: str = option(
@@ -51,7 +53,10 @@ class Placement:
         doc="number format between stages; one that is narrower rounds at their boundaries, in one process too",
     )
     timeout: float = option(
-        60.0, "seconds of silence from a peer (not of slowness) to failure", Bounds(0.0, open_low=True), metavar="S"
+        60.0,
+        "seconds of silence from a peer (not of slowness) to failure",
+        Bounds(0.0, 604800.0, open_low=True),
+        metavar="S",
     )
 
     def __post_init__(self) -> None:

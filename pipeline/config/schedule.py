@@ -11,11 +11,13 @@ __all__ = ["Schedule"]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    epochs: int = option(10, "passes over the training samples", Bounds(1), shown="the recipe's; 10 without")
+    epochs: int = option(
+        10, "passes over the training samples", Bounds(1, 1_000_000), shown="the recipe's; 10 without"
+    )
     eval_every: int = option(1, "epochs between evaluations; the last epoch always has one", Bounds(1))
 
     checkpoint_every: int | None = option(None, "steps between checkpoints", Bounds(1), shown="once per epoch")
-    keep: int = option(3, "newest checkpoints that are kept", Bounds(1))
+    keep: int = option(3, "newest checkpoints that are kept", Bounds(1, 1000))
 
     def __post_init__(self) -> None:
         check_fields(self, Schedule)

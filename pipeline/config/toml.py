@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tomllib
@@ -17,6 +18,8 @@ from pipeline.errors import ConfigError
 from pipeline.text import printable
 
 __all__ = ["GONE", "from_toml", "read_model", "read_toml", "to_toml"]
+
+_LONGEST = 1_000_000  # characters of a configuration
 
 GONE: Mapping[str, tuple[str, str]] = {
     "train.locality": ("--segments", "drop the entry, or give segments = [3, 5], the blocks of each group"),
@@ -68,7 +71,13 @@ def read_model(path: str) -> tuple[ModelConfig, str]:
 
 def _read(path: str, name: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")  # an editor may have put a mark before it
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would wait
+            raise OSError(errno.EINVAL, "no ordinary file")
+        with Path(path).open(encoding="utf-8-sig") as file:  # an editor may have put a mark before it
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise OSError(errno.EFBIG, f"more than {_LONGEST:,} characters")
+        return text
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"{name} cannot be read ({reason}); give the config.toml of a run") from error
@@ -77,8 +86,9 @@ def _read(path: str, name: str) -> str:
 def _table(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not TOML ({error}); mend it or write one with --print-config") from error
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{source} is not TOML ({reason}); mend it or write one with --print-config") from error
 
 
 def _check_entry(source: str, section: str, key: str, value: Any, gone: Mapping[str, tuple[str, str]]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, first_line
@@ -14,6 +12,7 @@ from pipeline.learning.stage import Stage
 from pipeline.runtime.checkpoint_files import Checkpoint, newest
 from pipeline.runtime.saver import by_block
 from pipeline.runtime.topology import Topology
+from pipeline.runtime.weights_file import read_weights
 from pipeline.transport.bulk import Bulk
 
 __all__ = ["checkpoint_of", "load_stages", "load_weights", "weights_of"]
@@ -69,11 +68,9 @@ def load_weights(stages: Sequence[Stage], topology: Topology, bulk: Bulk, read: 
 def weights_of(file: str) -> dict[int, dict[str, Tensor]]:
     """The weights of a `model.safetensors`, by block. Raises DataError where it is none."""
     try:
-        return by_block(load_file(file))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(
-            f"--init-from {file} is no model.safetensors of a run ({first_line(error)}); give one that a run has left"
-        ) from error
+        return by_block(read_weights(Path(file)).tensors)
+    except (DataError, ValueError) as error:
+        raise DataError(f"--init-from {file} is no model.safetensors of a run: {first_line(error)}") from error
 
 
 def _check_fits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
