@@ -24,7 +24,7 @@ from pipeline.config.cli import Command, parse
 from pipeline.config.environment import Environment, environment
 from pipeline.config.recipes import RECIPES
 from pipeline.config.toml import to_toml
-from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.errors import ConfigError, DataError, Interrupted, PipelineError
 from pipeline.text import one_line, printable_lines
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def _leave(error: PipelineError, where: Environment) -> NoReturn:
     if error.rank == where.rank:
         _tell(f"error: {error}")
     if where.world_size > 1:
-        time.sleep(_HEAD_START_S if error.rank == where.rank else _GRACE_S)
+        grace_s = 2 * _HEAD_START_S if isinstance(error, Interrupted) else _GRACE_S  # torchrun is ending already
+        time.sleep(_HEAD_START_S if error.rank == where.rank else grace_s)
     _exit(status)
 
 

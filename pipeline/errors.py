@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "PipelineError", "StageFailure", "first_line"]
+__all__ = ["ConfigError", "DataError", "Interrupted", "PipelineError", "StageFailure", "first_line"]
 
 
 class PipelineError(Exception):
@@ -21,6 +21,10 @@ class DataError(PipelineError):
 
 class StageFailure(PipelineError, RuntimeError):
     """A stage failed while the run was under way; the message names the stage and the cause."""
+
+
+class Interrupted(StageFailure):
+    """The run was asked to end before its last step, and has."""
 
 
 def first_line(error: BaseException) -> str:

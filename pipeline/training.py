@@ -19,7 +19,7 @@ from pipeline.config.resume import AUTO
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
-from pipeline.errors import StageFailure
+from pipeline.errors import Interrupted
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import Block
@@ -264,11 +264,11 @@ def _train(
 
 
 def _check_finished(session: Session, config: TrainConfig, sizes: Sizes, folder: RunFolder | None) -> None:
-    """Raise StageFailure, the same in all processes, if the run was asked to end before its last step."""
+    """Raise Interrupted, the same in all processes, if the run was asked to end before its last step."""
     at = session.control.at
     if at.step < config.epochs * sizes.steps_per_epoch:
         saved = "" if folder is None else f"; go on with --resume {folder.path}"
-        error = StageFailure(f"interrupted at epoch {at.epoch}, step {at.step} of the run{saved}")
+        error = Interrupted(f"interrupted at epoch {at.epoch}, step {at.step} of the run{saved}")
         error.rank = 0
         raise error
 
