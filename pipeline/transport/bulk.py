@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from pipeline.transport.control import Control
+from pipeline.errors import first_line
+from pipeline.transport.control import Control, lost_connection
 from pipeline.transport.network import connecting
 from pipeline.transport.pair import Pair
 
@@ -27,12 +29,26 @@ class Bulk:
         self._meetings = Counter[int]()
 
     def send(self, peer: int, tensors: Sequence[Tensor]) -> None:
-        """Send contiguous CPU tensors and wait until they are there."""
-        self._pair(peer).send([], tensors)()
+        """Send contiguous CPU tensors and wait until they are there. Raises StageFailure if the peer is lost."""
+        pair = self._pair(peer)
+        with self._watched(peer):
+            pair.send([], tensors)()
 
     def receive(self, peer: int, tensors: Sequence[Tensor]) -> None:
-        """Fill contiguous CPU tensors."""
-        self._pair(peer).receive([], tensors)
+        """Fill contiguous CPU tensors. Raises StageFailure if the peer is lost."""
+        pair = self._pair(peer)
+        with self._watched(peer):
+            pair.receive([], tensors)
+
+    @contextmanager
+    def _watched(self, peer: int) -> Iterator[None]:
+        """A connection that breaks is the peer's death, or somebody's who has said so."""
+        try:
+            yield
+        except RuntimeError as error:
+            if lost_connection(error):
+                raise self.control.lost(peer, first_line(error)) from error
+            raise
 
     def send_named(self, peer: int, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Send CPU tensors with names, types and shapes, all that the other side needs to know under a `key`."""

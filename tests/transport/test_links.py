@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
+from pipeline.errors import StageFailure
 from pipeline.network.blocks import canonical
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
@@ -99,3 +101,13 @@ def test_process_0s_tensors_reach_every_process(controls: list[Control]) -> None
         all_at_once([lambda rank=rank: bulks[rank].from_first(states[rank]) for rank in range(3)])  # type: ignore[misc]
         assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
         states[0]["w"] += 1
+
+
+def test_a_transfer_that_breaks_names_the_peer(controls: list[Control]) -> None:
+    broken = Mock(**{"receive.side_effect": RuntimeError("Connection closed by peer [127.0.0.1]:1")})
+    with patch.object(Bulk, "_pair", return_value=broken):
+        with pytest.raises(StageFailure, match="process 2 died: Connection closed by peer"):
+            Bulk(controls[0]).receive(2, [torch.ones(2)])
+        broken.receive.side_effect = RuntimeError("a bug")
+        with pytest.raises(RuntimeError, match="a bug"):
+            Bulk(controls[0]).receive(2, [torch.ones(2)])
