@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.config.catalog import LOSSES, LossSpec
 from pipeline.config.fields import Bounds, are_counts, check_fields, joined, option, several
 from pipeline.errors import ConfigError
+from pipeline.text import brief, shown
 
 __all__ = ["Method"]
 
@@ -65,7 +66,7 @@ class Method:
     def _check_milestones(self) -> None:
         for epoch in self.lr_milestones:
             if not are_counts((epoch,)):
-                raise ConfigError(f"--lr-milestones has {epoch!r}; give epochs, whole numbers of at least 1")
+                raise ConfigError(f"--lr-milestones has {shown(epoch)}; give epochs, whole numbers of at least 1")
         try:
             last = self.lr * self.lr_decay ** len(self.lr_milestones)
         except OverflowError:
@@ -94,8 +95,8 @@ class Method:
     def _check_segments(self) -> None:
         if not are_counts(several(self.segments)):
             raise ConfigError(
-                f"--segments is {self.segments_text}; give block, a number of segments, or block counts of at least "
-                "1, such as 3,3,2"
+                f"--segments is {brief(self.segments_text)}; give block, a number of segments, or block counts of at "
+                "least 1, such as 3,3,2"
             )
         if self.backpropagates:
             raise ConfigError(
@@ -108,7 +109,7 @@ class Method:
         """`segments` as the command line takes it."""
         if self.segments is None:
             return "block"
-        return joined(self.segments) if isinstance(self.segments, tuple) else str(self.segments)
+        return joined(self.segments) if isinstance(self.segments, tuple) else shown(self.segments)
 
     @property
     def loss_spec(self) -> LossSpec:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config.fields import Bounds, are_counts, check_fields, joined, option, several
 from pipeline.errors import ConfigError
+from pipeline.text import brief
 
 __all__ = ["Placement"]
 
@@ -69,7 +70,7 @@ class Placement:
             return
         if not are_counts(self.split):
             raise ConfigError(
-                f"--split is {joined(self.split)!r}; give auto or block counts of at least 1, such as 3,2,2,1"
+                f"--split is {brief(joined(self.split))!r}; give auto or block counts of at least 1, such as 3,2,2,1"
             )
         if self.stages is not None and self.stages != len(self.split):
             raise ConfigError(
@@ -82,7 +83,7 @@ class Placement:
             return
         counts = several(self.threads)
         if not are_counts(counts, 1024):
-            text = joined(counts) or "()"
+            text = brief(joined(counts)) or "()"
             raise ConfigError(
                 f"--threads is {text}; give auto, a whole number at least 1 and at most 1024, or one a process, such "
                 "as 3,1"
