@@ -39,11 +39,15 @@ def flag_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Finite numbers in [low, high], or (low, high] with `open_low`; a whole `low` allows whole numbers only."""
+    """Finite numbers in [low, high], or (low, high] with `open_low`; a whole `low` allows whole numbers only.
+
+    `why` says in a few words what forbids numbers above `high`.
+    """
 
     low: float
     high: float = math.inf
     open_low: bool = False
+    why: str = ""
 
     def __str__(self) -> str:
         top = (
@@ -61,7 +65,9 @@ class Bounds:
         if fits and not (self.open_low and value == self.low):
             return
         kind = "a whole number" if whole else "a finite number"
-        raise ConfigError(f"{flag_name(name)} is {shown(value)}; give {kind} {self}")
+        above = isinstance(value, int | float) and value > self.high
+        why = f" ({self.why})" if above and self.why else ""
+        raise ConfigError(f"{flag_name(name)} is {shown(value)}; give {kind} {self}{why}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,9 @@ from pipeline.text import brief, shown
 __all__ = ["Method"]
 
 
+_MEMORY, _FLOAT = "more take too much memory", "weights hold no more"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """What is learned from a batch, and in which order batches come. The defaults are the paper's."""
@@ -26,8 +29,12 @@ class Method:
     beta: float | None = option(
         None, "weight of sim in predsim", Bounds(0.0, 1.0), shown="0.99; 0.01 for predsim-bio", metavar="F"
     )
-    decoder_dim: int = option(4096, "most inputs of a local classifier, pooled down to it", Bounds(1, 1_000_000))
-    target_projection: int = option(128, "length of the fixed random projection of -bio targets", Bounds(1, 65_536))
+    decoder_dim: int = option(
+        4096, "most inputs of a local classifier, pooled down to it", Bounds(1, 1_000_000, why=_MEMORY)
+    )
+    target_projection: int = option(
+        128, "length of the fixed random projection of -bio targets", Bounds(1, 65_536, why=_MEMORY)
+    )
     similarity_head: str = option("conv", "before the similarity matrix, conv is the paper's", ("conv", "pool-4x4"))
     segments: tuple[int, ...] | int | None = option(
         None,
@@ -38,15 +45,15 @@ class Method:
         doc="consecutive blocks trained by one local loss at their end, with backprop inside: `block`, every block is "
         "one, as in the paper; a number, so many, balanced by counted forward arithmetic; or block counts",
     )
-    batch_size: int = option(128, "samples of a step", Bounds(2, 10_000_000))
-    lr: float = option(5e-4, "learning rate", Bounds(0.0, open_low=True))
+    batch_size: int = option(128, "samples of a step", Bounds(2, 10_000_000, why=_MEMORY))
+    lr: float = option(5e-4, "learning rate", Bounds(0.0, 1e38, open_low=True, why=_FLOAT))
     lr_milestones: tuple[int, ...] = option(
         (), "epochs after which the learning rate is multiplied", shown="none", metavar="E", given="at least 1, rising"
     )
     lr_decay: float = option(0.25, "what it is multiplied by", Bounds(0.0, open_low=True))
     optimizer: str = option("adam", "optimizer of every block", ("adam", "amsgrad", "sgd"))
     momentum: float = option(0.0, "momentum of sgd", Bounds(0.0), given="0 up to below 1")
-    weight_decay: float = option(0.0, "weight decay of every optimizer", Bounds(0.0))
+    weight_decay: float = option(0.0, "weight decay of every optimizer", Bounds(0.0, 1e38, why=_FLOAT))
     precision: str = option("fp32", "number format of the arithmetic", ("fp32", "bf16"))
     compile: bool = option(
         False,

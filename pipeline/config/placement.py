@@ -16,7 +16,11 @@ class Placement:
     """Stages, devices, threads, and what connects them. The default is one stage in one process."""
 
     stages: int | None = option(
-        None, "stages in one process", Bounds(1), shown="1; under torchrun the world size", metavar="K"
+        None,
+        "stages in one process",
+        Bounds(1, 1_000_000, why="each takes a block of the network"),
+        shown="1; under torchrun the world size",
+        metavar="K",
     )
     split: tuple[int, ...] | None = option(
         None,
@@ -27,7 +31,9 @@ class Placement:
         doc="blocks of each stage; `auto` balances them by measured cost; in one process it sets the number of stages",
     )
     queue_depth: int = option(
-        4, "packets sent and not yet taken between two stages, both ends together", Bounds(1, 1024)
+        4,
+        "packets sent and not yet taken between two stages, both ends together",
+        Bounds(1, 1024, why="every packet takes memory"),
     )
     device: str = option("auto", "device of every process", given="auto, cpu, cuda, cuda:N")
     deterministic: bool = option(False, "the same bits on a GPU too")
@@ -56,7 +62,7 @@ class Placement:
     timeout: float = option(
         60.0,
         "seconds of silence from a peer (not of slowness) to failure",
-        Bounds(0.0, 604800.0, open_low=True),
+        Bounds(0.0, 604800.0, open_low=True, why="a week"),
         metavar="S",
     )
 

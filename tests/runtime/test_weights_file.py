@@ -145,7 +145,7 @@ def test_a_configuration_that_is_none_is_told(toml: str, tmp_path: Path) -> None
         "[" + "a" * 500_000 + "]",
         "[train]\n" + "a" * 500_000 + " = 1",
         "[train]\nepochs" + ".a" * 1000 + " = 1",
-        *(f"[train]\n{key} = 0x{'f' * 6000}" for key in ("epochs", "lr", "seed", "segments", "threads")),
+        *(f"[train]\n{key} = 0x{'f' * 6000}" for key in ("epochs", "lr", "seed", "segments", "threads", "eval_every")),
         *(f"[train]\n{key} = [0x{'f' * 6000}]" for key in ("split", "segments", "threads", "lr_milestones")),
         f"[train]\nthreads = {list(range(5000))}",
     ],
