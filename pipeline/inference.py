@@ -16,6 +16,7 @@ from pipeline.network.spec import build_block
 from pipeline.network.zoo import named_network
 from pipeline.runtime.weights_file import read_weights
 from pipeline.settings import plain_settings
+from pipeline.text import brief
 
 __all__ = ["load_model"]
 
@@ -45,11 +46,18 @@ def load_model(run_folder: str | Path, blocks: Sequence[nn.Module] | None = None
         wanted = model.state_dict().get(name)
         if wanted is not None and wanted.dtype != tensor.dtype:
             raise DataError(
-                f"the weights of {path} do not fit the network ({name} is {tensor.dtype}); pass the one trained"
+                f"the weights of {path} do not fit the network ({brief(name)} is {tensor.dtype}); pass the one trained"
             )
     try:
         model.load_state_dict(weights.tensors, assign=blocks is None)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"the weights of {path} do not fit the network ({reason}); pass the one trained") from error
+        raise DataError(
+            f"the weights of {path} do not fit the network ({brief(str(error))}); pass the one trained"
+        ) from error
+    for name, parameter in model.named_parameters():  # in a buffer an infinity may be a mask
+        if not bool(parameter.isfinite().all()):
+            raise DataError(
+                f"{path} holds a weight that is infinite, in {brief(name)}; give the weights of a run that has not "
+                "diverged"
+            )
     return model.eval()

@@ -8,7 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["json_text", "one_line", "printable", "printable_lines"]
+__all__ = ["brief", "json_text", "one_line", "printable", "printable_lines", "shown"]
+
+_BRIEF = 200  # characters of a value in a message
 
 # Control characters, separators of lines and paragraphs, marks that turn the direction of writing, and surrogates,
 # which stand for bytes of a name that are no UTF-8.
@@ -50,6 +52,22 @@ def _escaped(character: str) -> str:
 def printable_lines(text: str, encoding: str = "utf-8") -> str:
     """Likewise, with its lines as they are."""
     return "\n".join(printable(line, encoding) for line in text.split("\n"))
+
+
+def brief(text: str) -> str:
+    """A name or a reason as a message tells it: on one line, printable, and cut where it is long."""
+    cut = one_line(text[: _BRIEF + 1])
+    return cut if len(text) <= _BRIEF else f"{cut[:_BRIEF]}..."
+
+
+def shown(value: Any) -> str:
+    """A value as a message tells it, whatever it is."""
+    try:
+        return brief(" ".join(repr(value).split()))
+    except ValueError:  # Python writes no longer ones
+        return "a number of thousands of digits"
+    except (RecursionError, MemoryError):
+        return "nested too deeply"
 
 
 def one_line(text: str, encoding: str = "utf-8") -> str:

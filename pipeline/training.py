@@ -192,9 +192,8 @@ def _execute(job: _Job, options: Options) -> TrainResult:
 def _carry_out(job: _Job, options: Options, world: World, device: torch.device, display: Display) -> TrainResult:
     """Open what is read and written, train, and close it."""
     world.control.together("configuration", lambda: check_same_configuration(world.control, job.config))
-    opened = _open(job, options, world, device)
-    folder = opened[0].folder
-    with contextlib.nullcontext() if folder is None else contextlib.closing(folder):
+    with contextlib.ExitStack() as closing:
+        opened = _open(job, options, world, device, closing)
         return _train(job, options, world, device, display, opened)
 
 
@@ -277,15 +276,18 @@ _Opened = tuple[Beginning, TraceFile | None, Batches | None, Sizes]
 """Where the run begins, the trace and the data, which process 0 alone has, and what all know of the data."""
 
 
-def _open(job: _Job, options: Options, world: World, device: torch.device) -> _Opened:
-    """Process 0 opens data, run folder and trace, and tells the others what they need to know."""
+def _open(job: _Job, options: Options, world: World, device: torch.device, closing: contextlib.ExitStack) -> _Opened:
+    """Process 0 opens data, run folder and trace, and tells the others what they need to know.
+
+    `closing` is given what must be closed, also if this fails half-way.
+    """
 
     def first() -> tuple[Beginning, TraceFile | None, Batches | None]:
         batches, output = job.batches(device), options.output
         trace = None if options.trace is None else TraceFile(options.trace, output)
         if output is not None:
             check_kept(_state(job.given))
-        beginning = _begin(options, world)
+        beginning = _begin(options, world, closing)
         if trace is not None:
             trace.check_writable()
         return beginning, trace, batches
@@ -304,7 +306,7 @@ def _open(job: _Job, options: Options, world: World, device: torch.device) -> _O
     return beginning, trace, batches, SIZES.share(world.control, mine)
 
 
-def _begin(options: Options, world: World) -> Beginning:
+def _begin(options: Options, world: World, closing: contextlib.ExitStack) -> Beginning:
     """Open the run folder; in one that an earlier attempt of this launch has begun the run goes on."""
     if options.output is None:
         return begin(None, overwrite=False, resume=options.resume)
@@ -313,6 +315,8 @@ def _begin(options: Options, world: World) -> Beginning:
         beginning = begin(options.output, overwrite=False, resume=AUTO)
     else:
         beginning = begin(options.output, overwrite=options.overwrite, resume=options.resume, renames=options.renames)
+    if beginning.folder is not None:
+        closing.callback(beginning.folder.close)
     world.attempts.begin(name)
     return beginning
 

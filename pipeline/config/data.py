@@ -12,14 +12,21 @@ from pipeline.errors import ConfigError
 __all__ = ["DataConfig"]
 
 
+_SAMPLES = "no data set has more"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     dataset: str = option("digits", "images", tuple(DATASETS))
     data_dir: str = option("./data", "root folder in torchvision's layout", metavar="DIR")
     download: bool = option(False, "let torchvision fetch what is missing")
-    train_limit: int | None = option(None, "first N training samples only", Bounds(1), shown="all", given="at least 2")
-    test_limit: int | None = option(None, "first N test samples only", Bounds(1), shown="all")
-    cutout: int = option(0, "side of the hole in training images in pixels, 0 is off", Bounds(0))
+    train_limit: int | None = option(
+        None, "first N training samples only", Bounds(1, 10**12, why=_SAMPLES), shown="all", given="at least 2"
+    )
+    test_limit: int | None = option(None, "first N test samples only", Bounds(1, 10**12, why=_SAMPLES), shown="all")
+    cutout: int = option(
+        0, "side of the hole in training images in pixels, 0 is off", Bounds(0, 1_000_000, why="no image is larger")
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, DataConfig)

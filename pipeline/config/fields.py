@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 
 from pipeline.config.plain import plain_number, plain_switch, plain_text
 from pipeline.errors import ConfigError
+from pipeline.text import shown
 
 __all__ = ["Bounds", "Option", "are_counts", "check_fields", "described", "flag_name", "joined", "option", "several"]
 
 T = TypeVar("T")
 
 
-def joined(counts: Iterable[int]) -> str:
-    """Block counts as the command line takes them, such as 3,2,2,1."""
-    return ",".join(map(str, counts))
+def joined(counts: Iterable[Any]) -> str:
+    """Block counts as the command line takes them, such as 3,2,2,1; also what was given instead."""
+    return ",".join(one if isinstance(one, str) else shown(one) for one in counts)
 
 
 def several(value: Any) -> tuple[Any, ...]:
@@ -26,7 +27,7 @@ def several(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def are_counts(values: tuple[Any, ...], most: float = math.inf) -> bool:
+def are_counts(values: tuple[Any, ...], most: int = 1_000_000) -> bool:
     """Whether there are some, all of them whole numbers from 1 to `most`."""
     return bool(values) and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= most for n in values)
 
@@ -38,11 +39,15 @@ def flag_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Finite numbers in [low, high], or (low, high] with `open_low`; a whole `low` allows whole numbers only."""
+    """Finite numbers in [low, high], or (low, high] with `open_low`; a whole `low` allows whole numbers only.
+
+    `why` says in a few words what forbids numbers above `high`.
+    """
 
     low: float
     high: float = math.inf
     open_low: bool = False
+    why: str = ""
 
     def __str__(self) -> str:
         top = (
@@ -60,7 +65,9 @@ class Bounds:
         if fits and not (self.open_low and value == self.low):
             return
         kind = "a whole number" if whole else "a finite number"
-        raise ConfigError(f"{flag_name(name)} is {_shown(value)}; give {kind} {self}")
+        above = isinstance(value, int | float) and value > self.high
+        why = f" ({self.why})" if above and self.why else ""
+        raise ConfigError(f"{flag_name(name)} is {shown(value)}; give {kind} {self}{why}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +106,6 @@ def described(*configs: type) -> Iterator[tuple[Field[Any], Option]]:
     return ((f, f.metadata["option"]) for config in configs for f in fields(config) if "option" in f.metadata)
 
 
-def _shown(value: Any) -> str:
-    """In one line, arrays too."""
-    return " ".join(repr(value).split())
-
-
 def check_fields(config: object, part: type) -> None:
     """Make each field of `part` a plain value, and check it by itself.
 
@@ -118,13 +120,13 @@ def check_fields(config: object, part: type) -> None:
         value = _plain(kind.removesuffix(" | None"), value)
         object.__setattr__(config, f.name, value)
         if isinstance(allowed, tuple) and not (isinstance(value, str) and value in allowed):
-            raise ConfigError(f"{flag_name(f.name)} is {_shown(value)}; choose one of {', '.join(allowed)}")
+            raise ConfigError(f"{flag_name(f.name)} is {shown(value)}; choose one of {', '.join(allowed)}")
         if isinstance(allowed, Bounds):
             allowed.check(f.name, value)
         if kind == "str" and not isinstance(value, str):
-            raise ConfigError(f"{flag_name(f.name)} is {_shown(value)}; give {told.given or 'text'}")
+            raise ConfigError(f"{flag_name(f.name)} is {shown(value)}; give {told.given or 'text'}")
         if kind == "bool" and not isinstance(value, bool):
-            raise ConfigError(f"{flag_name(f.name)} is {_shown(value)}; give True or False")
+            raise ConfigError(f"{flag_name(f.name)} is {shown(value)}; give True or False")
 
 
 def _names_nothing(value: Any, told: Option) -> bool:

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pipeline.config.catalog import LOSSES, LossSpec
 from pipeline.config.fields import Bounds, are_counts, check_fields, joined, option, several
 from pipeline.errors import ConfigError
+from pipeline.text import brief, shown
 
 __all__ = ["Method"]
+
+
+_MEMORY, _FLOAT = "more take too much memory", "weights hold no more"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +29,12 @@ class Method:
     beta: float | None = option(
         None, "weight of sim in predsim", Bounds(0.0, 1.0), shown="0.99; 0.01 for predsim-bio", metavar="F"
     )
-    decoder_dim: int = option(4096, "most inputs of a local classifier, pooled down to it", Bounds(1, 1_000_000))
-    target_projection: int = option(128, "length of the fixed random projection of -bio targets", Bounds(1, 65_536))
+    decoder_dim: int = option(
+        4096, "most inputs of a local classifier, pooled down to it", Bounds(1, 1_000_000, why=_MEMORY)
+    )
+    target_projection: int = option(
+        128, "length of the fixed random projection of -bio targets", Bounds(1, 65_536, why=_MEMORY)
+    )
     similarity_head: str = option("conv", "before the similarity matrix, conv is the paper's", ("conv", "pool-4x4"))
     segments: tuple[int, ...] | int | None = option(
         None,
@@ -37,15 +45,15 @@ class Method:
         doc="consecutive blocks trained by one local loss at their end, with backprop inside: `block`, every block is "
         "one, as in the paper; a number, so many, balanced by counted forward arithmetic; or block counts",
     )
-    batch_size: int = option(128, "samples of a step", Bounds(2, 10_000_000))
-    lr: float = option(5e-4, "learning rate", Bounds(0.0, open_low=True))
+    batch_size: int = option(128, "samples of a step", Bounds(2, 10_000_000, why=_MEMORY))
+    lr: float = option(5e-4, "learning rate", Bounds(0.0, 1e38, open_low=True, why=_FLOAT))
     lr_milestones: tuple[int, ...] = option(
         (), "epochs after which the learning rate is multiplied", shown="none", metavar="E", given="at least 1, rising"
     )
     lr_decay: float = option(0.25, "what it is multiplied by", Bounds(0.0, open_low=True))
     optimizer: str = option("adam", "optimizer of every block", ("adam", "amsgrad", "sgd"))
     momentum: float = option(0.0, "momentum of sgd", Bounds(0.0), given="0 up to below 1")
-    weight_decay: float = option(0.0, "weight decay of every optimizer", Bounds(0.0))
+    weight_decay: float = option(0.0, "weight decay of every optimizer", Bounds(0.0, 1e38, why=_FLOAT))
     precision: str = option("fp32", "number format of the arithmetic", ("fp32", "bf16"))
     compile: bool = option(
         False,
@@ -65,7 +73,7 @@ class Method:
     def _check_milestones(self) -> None:
         for epoch in self.lr_milestones:
             if not are_counts((epoch,)):
-                raise ConfigError(f"--lr-milestones has {epoch!r}; give epochs, whole numbers of at least 1")
+                raise ConfigError(f"--lr-milestones has {shown(epoch)}; give epochs, whole numbers of at least 1")
         try:
             last = self.lr * self.lr_decay ** len(self.lr_milestones)
         except OverflowError:
@@ -94,8 +102,8 @@ class Method:
     def _check_segments(self) -> None:
         if not are_counts(several(self.segments)):
             raise ConfigError(
-                f"--segments is {self.segments_text}; give block, a number of segments, or block counts of at least "
-                "1, such as 3,3,2"
+                f"--segments is {brief(self.segments_text)}; give block, a number of segments, or block counts of at "
+                "least 1, such as 3,3,2"
             )
         if self.backpropagates:
             raise ConfigError(
@@ -108,7 +116,7 @@ class Method:
         """`segments` as the command line takes it."""
         if self.segments is None:
             return "block"
-        return joined(self.segments) if isinstance(self.segments, tuple) else str(self.segments)
+        return joined(self.segments) if isinstance(self.segments, tuple) else shown(self.segments)
 
     @property
     def loss_spec(self) -> LossSpec:

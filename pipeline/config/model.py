@@ -11,11 +11,16 @@ from pipeline.errors import ConfigError
 __all__ = ["ModelConfig"]
 
 
+_MEMORY = "more take too much memory"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     model: str = option("vgg8b", "network", MODELS)
-    width: float = option(1.0, "multiplies the channels of a convolutional network", Bounds(0.0, 64.0, open_low=True))
-    hidden_units: int = option(1024, "units of each hidden fully connected layer", Bounds(1, 1_000_000))
+    width: float = option(
+        1.0, "multiplies the channels of a convolutional network", Bounds(0.0, 64.0, open_low=True, why=_MEMORY)
+    )
+    hidden_units: int = option(1024, "units of each hidden fully connected layer", Bounds(1, 1_000_000, why=_MEMORY))
     hidden_layers: int | None = option(
         None,
         "hidden fully connected layers",
@@ -35,7 +40,7 @@ class ModelConfig:
         width, perceptron = self.width, self.model == "mlp"
         if self.hidden_layers is None:
             object.__setattr__(self, "hidden_layers", 3 if perceptron else 1)
-        Bounds(1 if perceptron else 0, 1000).check("hidden_layers", self.hidden_layers)
+        Bounds(1 if perceptron else 0, 1000, why=_MEMORY).check("hidden_layers", self.hidden_layers)
         if self.dropout >= 1:
             raise ConfigError(f"--dropout is {self.dropout}; give 0 up to below 1")
         if self.dropout > 0.9999:

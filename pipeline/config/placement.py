@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config.fields import Bounds, are_counts, check_fields, joined, option, several
 from pipeline.errors import ConfigError
+from pipeline.text import brief
 
 __all__ = ["Placement"]
 
@@ -15,7 +16,11 @@ class Placement:
     """Stages, devices, threads, and what connects them. The default is one stage in one process."""
 
     stages: int | None = option(
-        None, "stages in one process", Bounds(1), shown="1; under torchrun the world size", metavar="K"
+        None,
+        "stages in one process",
+        Bounds(1, 1_000_000, why="each takes a block of the network"),
+        shown="1; under torchrun the world size",
+        metavar="K",
     )
     split: tuple[int, ...] | None = option(
         None,
@@ -26,7 +31,9 @@ class Placement:
         doc="blocks of each stage; `auto` balances them by measured cost; in one process it sets the number of stages",
     )
     queue_depth: int = option(
-        4, "packets sent and not yet taken between two stages, both ends together", Bounds(1, 1024)
+        4,
+        "packets sent and not yet taken between two stages, both ends together",
+        Bounds(1, 1024, why="every packet takes memory"),
     )
     device: str = option("auto", "device of every process", given="auto, cpu, cuda, cuda:N")
     deterministic: bool = option(False, "the same bits on a GPU too")
@@ -55,7 +62,7 @@ class Placement:
     timeout: float = option(
         60.0,
         "seconds of silence from a peer (not of slowness) to failure",
-        Bounds(0.0, 604800.0, open_low=True),
+        Bounds(0.0, 604800.0, open_low=True, why="a week"),
         metavar="S",
     )
 
@@ -69,7 +76,7 @@ class Placement:
             return
         if not are_counts(self.split):
             raise ConfigError(
-                f"--split is {joined(self.split)!r}; give auto or block counts of at least 1, such as 3,2,2,1"
+                f"--split is {brief(joined(self.split))!r}; give auto or block counts of at least 1, such as 3,2,2,1"
             )
         if self.stages is not None and self.stages != len(self.split):
             raise ConfigError(
@@ -82,7 +89,7 @@ class Placement:
             return
         counts = several(self.threads)
         if not are_counts(counts, 1024):
-            text = joined(counts) or "()"
+            text = brief(joined(counts)) or "()"
             raise ConfigError(
                 f"--threads is {text}; give auto, a whole number at least 1 and at most 1024, or one a process, such "
                 "as 3,1"

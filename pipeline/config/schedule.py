@@ -12,12 +12,21 @@ __all__ = ["Schedule"]
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     epochs: int = option(
-        10, "passes over the training samples", Bounds(1, 1_000_000), shown="the recipe's; 10 without"
+        10,
+        "passes over the training samples",
+        Bounds(1, 1_000_000, why="a run would never end"),
+        shown="the recipe's; 10 without",
     )
-    eval_every: int = option(1, "epochs between evaluations; the last epoch always has one", Bounds(1))
+    eval_every: int = option(
+        1,
+        "epochs between evaluations; the last epoch always has one",
+        Bounds(1, 1_000_000, why="no run has more epochs"),
+    )
 
-    checkpoint_every: int | None = option(None, "steps between checkpoints", Bounds(1), shown="once per epoch")
-    keep: int = option(3, "newest checkpoints that are kept", Bounds(1, 1000))
+    checkpoint_every: int | None = option(
+        None, "steps between checkpoints", Bounds(1, 10**12, why="no run has more steps"), shown="once per epoch"
+    )
+    keep: int = option(3, "newest checkpoints that are kept", Bounds(1, 1000, why="they fill the disk"))
 
     def __post_init__(self) -> None:
         check_fields(self, Schedule)

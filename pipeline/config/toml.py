@@ -15,11 +15,12 @@ from pipeline.config.method import Method
 from pipeline.config.paths import expanded
 from pipeline.config.schema import SECTIONS, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.text import printable
+from pipeline.text import brief, printable, shown
 
 __all__ = ["GONE", "from_toml", "read_model", "read_toml", "to_toml"]
 
 _LONGEST = 1_000_000  # characters of a configuration
+_MOST_DOTS = 5000  # Python's reader takes memory with the square of a dotted key's parts; a path may have 4096
 
 GONE: Mapping[str, tuple[str, str]] = {
     "train.locality": ("--segments", "drop the entry, or give segments = [3, 5], the blocks of each group"),
@@ -47,7 +48,7 @@ def from_toml(text: str, source: str = "the configuration", gone: Mapping[str, t
     table = _table(text, source)
     for section, values in table.items():
         if section not in SECTIONS or not isinstance(values, dict):
-            raise ConfigError(f"{source} has an unknown section [{section}]; known are {', '.join(SECTIONS)}")
+            raise ConfigError(f"{source} has an unknown section [{brief(section)}]; known are {', '.join(SECTIONS)}")
         for key, value in values.items():
             _check_entry(source, section, key, value, gone)
     sections: dict[str, Any] = {name: section(**table.get(name, {})) for name, section in SECTIONS.items()}
@@ -63,10 +64,14 @@ def read_toml(path: str | os.PathLike[str]) -> RunConfig:
 def read_model(path: str) -> tuple[ModelConfig, str]:
     """The network of a `config.toml` and the name of the loss that trained it, whichever version wrote the rest."""
     table = _table(_read(path, path), path)
-    for key, value in table.get("model", {}).items():
-        _check_entry(path, "model", key, value, {})
-    loss = {key: value for key, value in table.get("train", {}).items() if key == "loss"}
-    return ModelConfig(**table.get("model", {})), Method(**loss).loss
+    model, train = (table.get(name, {}) for name in ("model", "train"))
+    if not isinstance(model, dict) or not isinstance(train, dict):
+        raise ConfigError(f"{path} has no sections [model] and [train]; give the config.toml of a run")
+    loss = {key: value for key, value in train.items() if key == "loss"}
+    for section, values in (("model", model), ("train", loss)):
+        for key, value in values.items():
+            _check_entry(path, section, key, value, {})
+    return ModelConfig(**model), Method(**loss).loss
 
 
 def _read(path: str, name: str) -> str:
@@ -85,15 +90,18 @@ def _read(path: str, name: str) -> str:
 
 def _table(text: str, source: str) -> dict[str, Any]:
     try:
+        if text.count(".") > _MOST_DOTS:
+            raise ValueError(f"more than {_MOST_DOTS} dots")
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{source} is not TOML ({reason}); mend it or write one with --print-config") from error
+        raise ConfigError(
+            f"{source} is not TOML ({brief(str(error))}); mend it or write one with --print-config"
+        ) from error
 
 
 def _check_entry(source: str, section: str, key: str, value: Any, gone: Mapping[str, tuple[str, str]]) -> None:
     """Name an entry that has gone, is unknown, or is of the wrong kind, before any check of ranges."""
-    entry, known = f"{section}.{key}", {f.name: str(f.type) for f in fields(SECTIONS[section])}
+    entry, known = f"{section}.{brief(key)}", {f.name: str(f.type) for f in fields(SECTIONS[section])}
     if entry in gone:
         flag, remedy = gone[entry]
         raise ConfigError(f"{source} has {entry}, which {flag} has replaced; {remedy}")
@@ -101,7 +109,7 @@ def _check_entry(source: str, section: str, key: str, value: Any, gone: Mapping[
         raise ConfigError(f"{source} has an unknown entry {entry}; known are {', '.join(sorted(known))}")
     kinds, wanted = _KINDS[known[key].removesuffix(" | None")]
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds != (bool,)):
-        raise ConfigError(f"{source} has {entry} = {value!r}; give {wanted}")
+        raise ConfigError(f"{source} has {entry} = {shown(value)}; give {wanted}")
 
 
 # What TOML's reader gives for a field, by its annotation, and how to say it.

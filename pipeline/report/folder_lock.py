@@ -21,7 +21,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _NAME
+        self._path, self._owner = folder / _NAME, os.getpid()
         self._handle: int | None = None
         self._handle = self._acquire()
 
@@ -39,6 +39,7 @@ class FolderLock:
                     "for its end"
                 ) from None
             except OSError:
+                self._path.unlink(missing_ok=True)
                 os.close(handle)
                 return None
             os.close(handle)  # whoever held it has removed it meanwhile
@@ -56,6 +57,6 @@ class FolderLock:
     def release(self) -> None:
         """Let another run have the folder; may be called more than once."""
         handle, self._handle = self._handle, None
-        if handle is not None:
+        if handle is not None and self._owner == os.getpid():  # a forked process has a copy, but not the run
             self._path.unlink(missing_ok=True)
             os.close(handle)

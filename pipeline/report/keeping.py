@@ -71,12 +71,14 @@ def begin(output: str | None, *, overwrite: bool, resume: str | None, renames: b
 def _first_free(output: str) -> RunFolder:
     """A folder of its own, also for a run that has started in the same second."""
     for name in (output, *(f"{output}-{number}" for number in range(2, 100))):
-        if not Path(name).exists():
-            try:
-                return RunFolder(name, overwrite=False)
-            except ConfigError:
-                if not Path(name).exists():  # not taken meanwhile, but not to be made
-                    raise
+        try:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).mkdir()  # by one process only, if several try
+        except FileExistsError:
+            continue
+        except OSError:
+            break  # which will be told
+        return RunFolder(name, overwrite=False)
     return RunFolder(output, overwrite=False)
 
 

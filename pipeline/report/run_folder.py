@@ -53,26 +53,38 @@ class RunFolder:
     def __init__(self, path: str, *, overwrite: bool, goes_on: bool = False) -> None:
         self.path = Path(path)
         self._untold: list[str] = []  # lines of metrics.jsonl that could not be written yet
-        held = [name for name in FILES if os.path.lexists(self.path / name)]
-        if held and not (overwrite or goes_on):
-            raise ConfigError(
-                f"--output {path} holds a run already ({', '.join(held)}); choose another folder, add --overwrite, or "
-                f"go on with --resume {path}"
-            )
+        new = not (overwrite or goes_on)
+        if new:
+            self._check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
         except OSError as error:
             raise self._unwritable(error) from error
         try:
+            if new:
+                self._check_free()  # from a run that has come and gone before this one got the lock, too
             if not goes_on:  # else what the run has left so far stays until there is something newer
-                for name in held:
+                for name in self._held():
                     (self.path / name).unlink()
                 _remove(self.checkpoints)
             (self.path / "metrics.jsonl").touch()
+        except ConfigError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             raise self._unwritable(error) from error
+
+    def _held(self) -> list[str]:
+        return [name for name in FILES if os.path.lexists(self.path / name)]
+
+    def _check_free(self) -> None:
+        if held := self._held():
+            raise ConfigError(
+                f"--output {self.path} holds a run already ({', '.join(held)}); choose another folder, add "
+                f"--overwrite, or go on with --resume {self.path}"
+            )
 
     def _unwritable(self, error: OSError) -> ConfigError:
         return ConfigError(f"--output {self.path} cannot be written ({error.strerror}); choose another folder")

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.report.folder_lock import FolderLock
 from pipeline.report.keeping import begin
 from pipeline.report.run_folder import RunFolder
+from pipeline.report.trace_file import TraceFile
 from tests.support.data import message
 from tests.support.processes import fresh
 
@@ -72,11 +73,35 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
 def test_a_file_system_without_locks_is_no_hindrance(tmp_path: Path) -> None:
     with patch.object(fcntl, "flock", side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))):
         RunFolder(str(tmp_path / "run"), overwrite=False).close()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"], "nothing is left of the try"
+
+
+def test_a_forked_process_leaves_the_lock_to_the_run(tmp_path: Path) -> None:
+    held = FolderLock(tmp_path)
+    with patch.object(os, "getpid", return_value=0):  # as there
+        held.release()
+    assert (tmp_path / ".lock").exists()
+
+
+def test_a_run_that_came_and_went_while_another_started_is_seen(tmp_path: Path) -> None:
+    lock = FolderLock.__init__
+
+    def late(self: FolderLock, folder: Path) -> None:
+        (folder / "summary.json").write_text("{}")
+        lock(self, folder)
+
+    with patch.object(FolderLock, "__init__", late):
+        text = message(lambda: RunFolder(str(tmp_path), overwrite=False), ConfigError)
+    assert "holds a run already (summary.json)" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_a_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
     begun = [begin(str(tmp_path / "run"), overwrite=False, resume=None, renames=True).folder for _ in range(3)]
     assert [folder.path.name for folder in begun if folder is not None] == ["run", "run-2", "run-3"]
+    with patch.object(Path, "exists", return_value=False):  # as if the others were made after a look
+        fourth = begin(str(tmp_path / "run"), overwrite=False, resume=None, renames=True).folder
+    assert fourth is not None and fourth.path.name == "run-4"
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         begin(str(tmp_path / "file" / "run"), overwrite=False, resume=None, renames=True)
@@ -87,3 +112,16 @@ def test_a_run_that_fails_lets_its_folder_go(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(pipeline.ConfigError, match="does not take input"):
             pipeline.train([nn.Linear(5, 3)], data, data, output=tmp_path / "run", overwrite=True)
+
+
+def test_a_run_that_fails_as_it_opens_lets_its_folder_go_while_its_error_is_kept(tmp_path: Path) -> None:
+    data, kept = TensorDataset(torch.zeros(8, 4), torch.arange(8) % 3), list[ConfigError]()
+    with patch.object(TraceFile, "check_writable", side_effect=ConfigError("disk is full")):
+        for _ in range(2):
+            try:
+                pipeline.train(
+                    [nn.Linear(4, 3)], data, data, output=tmp_path / "run", overwrite=True, trace=tmp_path / "t.json"
+                )
+            except ConfigError as error:
+                kept.append(error)
+    assert [str(error) for error in kept] == ["disk is full"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def world(store: HashStore, attempt: int) -> World:
 
 
 def begun(output: Path, where: World) -> RunFolder:
-    folder = _begin(Options(str(output)), where).folder
+    folder = _begin(Options(str(output)), where, ExitStack()).folder
     assert folder is not None
     return folder
 

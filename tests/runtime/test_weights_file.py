@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import pipeline
+from pipeline.config.toml import from_toml
 from pipeline.errors import ConfigError, DataError
 from tests.support.data import message
 
@@ -59,6 +61,12 @@ def spoilt(name: str, value: float) -> dict[str, Tensor]:
         (save(weights(), {**KNOWN, "classes": str(2**30)}), "do not fit the network"),
         (save(weights(), {**KNOWN, "input_shape": "1,9999,9999"}), "do not fit the network"),
         (save(spoilt("0.bn.weight", float("nan")), KNOWN), "holds what is no number, in 0.bn.weight"),
+        (save(spoilt("0.bn.weight", float("inf")), KNOWN), "holds a weight that is infinite, in 0.bn.weight"),
+        (save({**weights(), "a\nb": torch.tensor([float("nan")])}, KNOWN), "no number, in a b"),
+        (save(weights(), {**KNOWN, "input_shape": "1," * 100_000 + "1"}), "which cannot be"),
+        (save(weights(), {**KNOWN, "classes": "9" * 4000}), "which cannot be"),
+        (save({**weights(), **{f"z{index}": torch.zeros(1) for index in range(2000)}}, KNOWN), "do not fit"),
+        (save(weights(), KNOWN) + b"more", "holds no finished run (model.safetensors: "),
         (save({**weights(), "9.x": torch.zeros(1)}, KNOWN), "do not fit the network"),
         (save({**weights(), "0.bn.weight": torch.ones(4).half()}, KNOWN), "(0.bn.weight is torch.float16)"),
     ],
@@ -69,7 +77,14 @@ def test_what_is_not_whole_is_told(data: bytes, told: str, tmp_path: Path) -> No
         pipeline.load_model(path)
     except (DataError, ConfigError) as error:
         text = str(error)
-    assert told in text and "\n" not in text
+    assert told in text and "\n" not in text and len(text) < 700
+
+
+def test_a_file_larger_than_the_memory_is_not_read(tmp_path: Path) -> None:
+    path = folder(tmp_path / "run")
+    os.truncate(path / "model.safetensors", 1 << 43)  # it takes no place on the disk
+    with patch.object(Path, "read_bytes", side_effect=AssertionError("read")):
+        assert "holds no finished run" in message(lambda: pipeline.load_model(path), DataError)
 
 
 def link_to_nowhere(path: Path) -> None:
@@ -107,11 +122,37 @@ def test_what_is_no_file_is_told_and_never_waited_for(
         "x = 1\nx = 2",
         "a = 1\n" * 400_000,
         "[model]\nwidth = nan",
+        "model = 3",
+        "[[model]]",
+        "train = 3\n[model]\nmodel = 'mlp'",
+        "[model]\nhidden_units = 0x" + "f" * 6000,
+        "[model]\nwidth = 0x" + "f" * 6000,
+        "[model]\nmodel" + ".a" * 1000 + " = 1",
+        "[model]\nmodel" + ".a" * 100_000 + " = 1",
+        "[model]\nmodel = '" + "x" * 500_000 + "'",
+        '[model]\n"a\\nb" = 1',
     ],
 )
 def test_a_configuration_that_is_none_is_told(toml: str, tmp_path: Path) -> None:
     text = message(lambda: pipeline.load_model(folder(tmp_path / "run", toml=toml)), ConfigError)
-    assert len(text) < 700
+    assert len(text) < 700 and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        '["a\\nb"]',
+        "[" + "a" * 500_000 + "]",
+        "[train]\n" + "a" * 500_000 + " = 1",
+        "[train]\nepochs" + ".a" * 1000 + " = 1",
+        *(f"[train]\n{key} = 0x{'f' * 6000}" for key in ("epochs", "lr", "seed", "segments", "threads", "eval_every")),
+        *(f"[train]\n{key} = [0x{'f' * 6000}]" for key in ("split", "segments", "threads", "lr_milestones")),
+        f"[train]\nthreads = {list(range(5000))}",
+    ],
+)
+def test_a_configuration_for_training_that_is_none_is_told(toml: str) -> None:
+    text = message(lambda: from_toml(toml), ConfigError)
+    assert len(text) < 700 and "\n" not in text
 
 
 WHOLE = save(weights(), KNOWN)
@@ -156,16 +197,35 @@ TOML = st.one_of(
     st.text(max_size=60),
     st.lists(
         st.tuples(
-            st.sampled_from(["model", "width", "hidden_units", "hidden_layers", "dropout", "loss", "x"]),
+            st.sampled_from(
+                [
+                    "model",
+                    "width",
+                    "hidden_units",
+                    "dropout",
+                    "loss",
+                    "lr",
+                    "split",
+                    "segments",
+                    "model.x",
+                    '"\\n"',
+                    "x",
+                ]
+            ),
             st.one_of(
                 st.integers().map(str),
+                st.integers(0, 8000).map(lambda digits: "0x" + "f" * (digits + 1)),
                 st.floats().map(str),
                 st.text(max_size=6).map(lambda text: json.dumps(text, ensure_ascii=False)),
                 st.sampled_from(["true", "[1]", "{}", "1979-05-27", "nan", '"vgg8b"', '"mlp"', "[[1]]", "1e400"]),
             ),
         ),
         max_size=5,
-    ).map(lambda entries: "[model]\n" + "\n".join(f"{key} = {value}" for key, value in entries)),
+    ).flatmap(
+        lambda entries: st.sampled_from(["[model]\n", "[train]\n", "[[model]]\n", "model = 1\n", '["\\n"]\n', ""]).map(
+            lambda head: head + "\n".join(f"{key} = {value}" for key, value in entries)
+        )
+    ),
 )
 
 
@@ -173,8 +233,6 @@ TOML = st.one_of(
 @settings(max_examples=int(os.environ.get("FUZZ", "200")), deadline=None, derandomize=True, database=None)
 @given(TOML)
 def test_no_configuration_makes_the_reader_fail(text: str) -> None:
-    from pipeline.config.toml import from_toml
-
     try:
         from_toml(text)
     except ConfigError as error:
