@@ -1,4 +1,4 @@
-"""What every test gets: a seed, one thread, and a check that it leaves no process behind."""
+"""What every test gets: a name, a seed, one thread, and a check that it leaves no process behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 _MARK = "PIPELINE_TEST_SESSION"  # in the environment of every process a test starts, however deep
+_LONG = 200  # characters
 _GRACE_S = 5.0  # how long a process may take to end after the test
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes and long texts are numbered, not spelt out: saved bytes may differ in each worker, where names may not."""
+    return argname if isinstance(val, bytes) or (isinstance(val, str) and len(val) > _LONG) else None
 
 
 @pytest.fixture(scope="session")
