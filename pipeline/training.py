@@ -180,7 +180,7 @@ def _effective(config: RunConfig, train_config: TrainConfig) -> RunConfig:
 
 def _execute(job: _Job, options: Options) -> TrainResult:
     """Meet the other processes, carry the run out, and leave nothing of it behind, however it ends."""
-    with only_run(), connect(job.config) as world:
+    with only_run(), connect(job.config, options.requests.fail) as world:
         shown = options.show and world.rank == 0
         display = Sheltered(lambda: create_display(options.quiet)) if shown else Unseen()
         with failures_told(world.control), contextlib.closing(display):

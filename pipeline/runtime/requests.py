@@ -1,10 +1,11 @@
-"""What is asked of a run from outside, such as by a signal: to save, or to save and end."""
+"""What is asked of a run from outside, such as by a signal: to save, or to save and end; what it says to that side."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
 
+from pipeline.errors import PipelineError
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic
 
@@ -15,16 +16,27 @@ _ASKED = Topic("asked", list)
 
 @dataclass(frozen=True)
 class Requests:
-    """Set from any thread, or by a signal handler; heeded at the next step, wherever in the run it was asked."""
+    """Set from any thread, or by a signal handler; heeded at the next step, wherever in the run it was asked.
+
+    Attributes:
+        failures: what ends the run is the first of them, known before the thread that trains comes to raise it.
+    """
 
     save: threading.Event = field(default_factory=threading.Event)  # and go on
     stop: threading.Event = field(default_factory=threading.Event)  # after a save
     heard: threading.Event = field(default_factory=threading.Event)  # the run has begun, and heeds them
+    failures: list[PipelineError] = field(default_factory=list)
+    failed: threading.Event = field(default_factory=threading.Event)
+
+    def fail(self, error: PipelineError) -> None:
+        """The run has failed, in this process or another one."""
+        self.failures.append(error)
+        self.failed.set()
 
     def tell(self, control: Control) -> None:
         """Let process 0 know what has been asked of this one; it feeds the first stage."""
         if self.stop.is_set() or self.save.is_set():
-            _ASKED.publish(control, control.rank, [self.stop.is_set()])
+            _ASKED.post(control, control.rank, [self.stop.is_set()])
             self.save.clear()
 
     def hear(self, control: Control) -> None:

@@ -26,7 +26,7 @@ from pipeline.runtime.checkpoint_files import CheckpointWriter, prune
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.topology import Topology
 from pipeline.transport.bulk import Bulk
-from pipeline.transport.control import Watch
+from pipeline.transport.watch import watching
 
 __all__ = ["Saved", "Saver", "by_block"]
 
@@ -105,11 +105,10 @@ class Saver:
 
     def finish(self) -> None:
         """Wait until all is saved. Raises StageFailure if that fails, or if a process is lost meanwhile."""
-        watches = [Watch(self.bulk.control, rank) for rank in range(self.bulk.control.world_size)]
         self._jobs.put(None)
-        while self._thread.is_alive():
-            self._thread.join(_REFRESH_S)
-            for watch in watches:
+        with watching(self.bulk.control) as watch:
+            while self._thread.is_alive():
+                self._thread.join(_REFRESH_S)
                 watch.check()
         self.check()
 

@@ -13,9 +13,10 @@ from pipeline.learning.stage import Trainable
 from pipeline.runtime.requests import Requests
 from pipeline.runtime.stopwatch import Clock, Stopwatch
 from pipeline.runtime.topology import Topology
-from pipeline.transport.control import Control, Watch
+from pipeline.transport.control import Control
 from pipeline.transport.messages import StageEpoch, StageStatus
 from pipeline.transport.topics import EPOCHS, STATUS
+from pipeline.transport.watch import watching
 
 __all__ = ["Gatherer", "Observer", "Telemetry"]
 
@@ -100,7 +101,7 @@ class Telemetry:
                 train=train,
                 test=test if self._tested else None,
             )
-            EPOCHS.publish(self.control, f"{epoch}/{stage.index}", report)
+            EPOCHS.post(self.control, f"{epoch}/{stage.index}", report)
             self._marks[position] = replace(clock)
         self._done_in_epoch, self._tested = 0, False
         self._since = time.perf_counter()
@@ -120,7 +121,7 @@ class Telemetry:
                 wait_output_fraction=clock.wait_output_s / seconds,
                 blocks=stage.scores(reset=False)[0],
             )
-            STATUS.publish(self.control, stage.index, status)
+            STATUS.post(self.control, stage.index, status)
 
 
 class Gatherer:
@@ -143,10 +144,9 @@ class Gatherer:
 
     def finish(self) -> None:
         """Wait until all stages have told everything; raises what the observer has raised."""
-        watches = [Watch(self.control, rank) for rank in range(self.control.world_size)]
-        while self._thread.is_alive():
-            self._thread.join(_REFRESH_S)
-            for watch in watches:
+        with watching(self.control) as watch:
+            while self._thread.is_alive():
+                self._thread.join(_REFRESH_S)
                 watch.check()
         self.check()
 

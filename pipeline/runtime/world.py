@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Self
 
@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from pipeline.config.environment import Environment
 from pipeline.config.schema import TrainConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.attempts import Attempts
 from pipeline.runtime.cores import seat
@@ -37,14 +37,21 @@ _LIMIT_S = 30.0  # for the others to come, at least
 
 
 class World:
-    """This process among the others of one run, who share `store`; in one process any store will do."""
+    """This process among the others of one run, who share `store`; `hears` is told of the failure that ends it."""
 
-    def __init__(self, where: Environment, config: TrainConfig, store: Store) -> None:
+    def __init__(
+        self,
+        where: Environment,
+        config: TrainConfig,
+        store: Store,
+        hears: Callable[[PipelineError], None] = lambda _: None,
+    ) -> None:
         self.rank, self.size = where.rank, where.world_size
         self.attempts = Attempts(store, where.attempt)
         # An attempt has names of its own: it never finds the addresses of one whose processes are dead.
-        own = PrefixStore(f"attempt {where.attempt}", store)
-        self.control = Control(own, where.rank, where.world_size, config.timeout, describe)
+        # Alone there is nobody to talk to, and no store to wait for.
+        own = PrefixStore(f"attempt {where.attempt}", store) if self.size > 1 else HashStore()
+        self.control = Control(own, where.rank, where.world_size, config.timeout, describe, hears)
         self.bulk = Bulk(self.control)
         self.seat = seat()
         self._given_threads = config.threads_of(self.size)
@@ -115,8 +122,8 @@ class World:
             self.control.close()
 
 
-def connect(config: TrainConfig) -> World:
-    """Meet the other processes of this run; in one process there is nobody to meet.
+def connect(config: TrainConfig, hears: Callable[[PipelineError], None] = lambda _: None) -> World:
+    """Meet the other processes of this run; in one process there is nobody to meet. For `hears` see `World`.
 
     Raises:
         ConfigError: variables that are not those of one run, or a network interface that is not there.
@@ -125,9 +132,9 @@ def connect(config: TrainConfig) -> World:
     where = place()
     if where.world_size == 1:
         # What an earlier attempt has begun is known to torchrun's store alone.
-        return World(where, config, shared_store(where, _LIMIT_S) if where.outlived else HashStore())
+        return World(where, config, shared_store(where, _LIMIT_S) if where.outlived else HashStore(), hears)
     limit_s = max(_LIMIT_S, 2 * config.timeout)
-    world = World(where, config, shared_store(where, limit_s))
+    world = World(where, config, shared_store(where, limit_s), hears)
     try:
         world.meet(limit_s)
     except BaseException:

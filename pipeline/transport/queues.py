@@ -26,9 +26,10 @@ from torch import Tensor
 from pipeline.errors import PipelineError, first_line
 from pipeline.learning.packet import Kind, Packet
 from pipeline.spans import Recorder
-from pipeline.transport.control import Control, Watch
+from pipeline.transport.control import Control
 from pipeline.transport.links import Link, rows
 from pipeline.transport.pair import Transfer
+from pipeline.transport.watch import Watch
 from pipeline.transport.wire import Codec, Contract, decode_header, encode_header
 
 __all__ = ["Channel", "ReceiveQueue", "SendQueue", "slots"]
@@ -94,11 +95,11 @@ class _Queue(ABC):
         """For the stage, holding the condition; raises if the thread failed or the peer is lost."""
         control, peer = self.channel.control, self.channel.peer
         if not ready() and self._broken is None:
-            watch = Watch(control, peer)
-            while not (ready() or self._broken or self._ended):
-                control.waits_for = None if self._moving else peer
-                self._changed.wait(_POLL_S)
-                watch.check()
+            with Watch(control, peer) as watch:
+                while not (ready() or self._broken or self._ended):
+                    control.waits_for = None if self._moving else peer
+                    self._changed.wait(_POLL_S)
+                    watch.check()
             control.waits_for = None
         if self._ended:
             raise control.fail(f"{control.describe(control.rank)} was aborted")

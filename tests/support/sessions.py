@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch._C._distributed_c10d import HashStore
+from torch.distributed.distributed_c10d import Store
 
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.learning.numerics import Numerics
@@ -55,6 +56,7 @@ class Fleet:
         processes: one a stage, or one.
         observer: of every process.
         dropout: only for stages that one thread steps: threads share the generator that it draws from.
+        store: what they talk over.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Fleet:
         processes: int,
         observer: Observer | None = None,
         dropout: float = 0.0,
+        store: Store | None = None,
     ) -> None:
         self.config, self.topology, self.observer = config, Topology.over(split, processes), observer
         self.links = MemoryLinks()
-        store = HashStore()
+        store = store or HashStore()
         self.controls = [Control(store, rank, processes, config.timeout, describe) for rank in range(processes)]
         network = named_network(replace(MODEL, dropout=dropout), SHAPE, CLASSES, config.loss)
         shapes, numerics = infer_shapes(network, SHAPE), Numerics(torch.device("cpu"))
