@@ -1,0 +1,137 @@
+"""How a process of the launcher ends: one line of one process, and no wait for a thread. It needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline.config.environment import Environment
+from pipeline.errors import ConfigError, DataError, Interrupted, PipelineError
+from pipeline.runtime.siblings import death
+from pipeline.text import one_line
+
+if TYPE_CHECKING:
+    from pipeline.runtime.requests import Requests
+
+__all__ = ["Ending", "leave_now"]
+
+_HEAD_START_S = 0.5  # how long the others get to find the same mistake before the first exit ends them
+_SAVE_S = 25.0  # for the last step and its checkpoint after a signal: torchrun kills after 30
+_GRACE_S = 10.0  # how long a process waits for torchrun to end it after another one has reported the failure
+_LOOK_S = 1.0  # within which the death of another process is known, after which torchrun ends this one
+_ORDER_S = 2.0  # for the thread that trains to end in order once a failure is known
+
+
+class Ending:
+    """What signals do to a process of the launcher, and how it leaves; whichever thread comes first leads it out."""
+
+    def __init__(self, where: Environment) -> None:
+        self._where, self._first = where, threading.Lock()
+        self._asked = threading.Event()  # by whoever ends all processes
+        self._interrupted = ""  # by this signal
+        self._requests: Requests | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def heed(self, requests: Requests) -> None:
+        """From now on signals ask a run for something, once it hears."""
+        self._requests = requests
+        signal.signal(signal.SIGUSR1, lambda *_: requests.save.set())
+        if self._where.world_size > 1:
+            threading.Thread(target=self._await_failure, args=(requests,), name="last words", daemon=True).start()
+
+    def leave(self, error: PipelineError) -> NoReturn:
+        """Print the one line from the process the error came from, which exits first; the others wait to be ended."""
+        if self._interrupted:
+            self._leave_interrupted()
+        where, status = self._where, 2 if isinstance(error, ConfigError | DataError) else 1
+        if not self._first.acquire(blocking=False):
+            time.sleep(_GRACE_S + _HEAD_START_S)
+            leave_now(status)
+        tells = error.rank == where.rank
+        if threading.current_thread() is threading.main_thread():
+            # Nothing comes between the teller and its line.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if tells else lambda *_: os._exit(status))
+        if tells:
+            _tell(f"error: {error}")
+        if where.world_size > 1 and not tells and not isinstance(error, Interrupted):
+            self._asked.wait(_GRACE_S)
+        if where.world_size > 1:
+            time.sleep(_HEAD_START_S if tells else 2 * _HEAD_START_S)
+        leave_now(status)
+
+    def break_off(self) -> NoReturn:
+        """Leave after an exception that is no message for the user: a bug, or what an interrupt has led to."""
+        if self._interrupted:
+            self._leave_interrupted()
+        traceback.print_exc()
+        leave_now(1)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        requests = self._requests
+        self._asked.set()
+        if requests is not None and requests.heard.is_set():
+            if not requests.stop.is_set():
+                self._end_run(requests)
+                return
+            if number != signal.SIGINT or self._where.world_size > 1:
+                return  # torchrun passes on what the terminal has sent already
+        self._interrupted = signal.Signals(number).name
+        signal.signal(number, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        # What an exception would come upon, such as an import, may make another of it, or lose it.
+        self._leave_interrupted()
+
+    def _end_run(self, requests: Requests) -> None:
+        requests.stop.set()
+        limit = threading.Timer(_SAVE_S, os._exit, (1,))
+        limit.daemon = True
+        limit.start()
+
+    def _leave_interrupted(self) -> NoReturn:
+        """What was to be ended has not begun, or was to end at once."""
+        where, requests = self._where, self._requests
+        by_torchrun = self._interrupted == "SIGTERM" and where.world_size > 1
+        if by_torchrun:
+            # torchrun ends the others as soon as one has died, and one of them is to say so.
+            found = death(where)  # now, while the others are here
+            if found is not None and found[1] == where.rank:
+                gone = f"stage {found[0]} (process {found[0]})"
+                _tell(f"error: {gone} died: its process is gone; see its output above, then start the run anew")
+            if found is None and requests is not None and requests.failed.wait(_LOOK_S):
+                self._interrupted = ""
+                self.leave(requests.failures[0])
+            time.sleep(_LOOK_S)  # whoever is gone would seem to have died to those who look late
+        elif where.rank == 0:
+            _tell(f"interrupted ({self._interrupted}); the run was ended before its last epoch")
+        leave_now(1)
+
+    def _await_failure(self, requests: Requests) -> None:
+        """Lead out where the thread that trains does not come to it, as in a transfer that cannot be ended."""
+        requests.failed.wait()
+        time.sleep(_ORDER_S)
+        self.leave(requests.failures[0])
+
+
+def leave_now(status: int) -> NoReturn:
+    """End the process without waiting for threads that may be blocked in a transfer to a process that is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        # Closed, or nobody reads it any more, or a signal came while it was being written.
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+            stream.flush()
+    os._exit(status)
+
+
+def _tell(line: str) -> None:
+    """One line on standard error, safe for a terminal, if anybody listens; also from a handler of signals."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+        os.write(sys.stderr.fileno(), f"{one_line(line, encoding)}\n".encode(encoding, "replace"))
