@@ -100,5 +100,7 @@ def _open_standard_streams() -> None:
 
 if __name__ == "__main__":
     _open_standard_streams()
+    # Of a connection that breaks torch logs its own stack, beside the line that says what has happened.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     place = environment()
     leave_now(main(sys.argv[1:], place, Ending(place)))

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.config.environment import Environment
-from pipeline.errors import ConfigError, DataError, Interrupted, PipelineError
+from pipeline.errors import ConfigError, DataError, Interrupted, PipelineError, StageFailure
 from pipeline.runtime.siblings import death
 from pipeline.text import one_line
 
@@ -39,6 +39,8 @@ class Ending:
         self._requests: Requests | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        if where.agent_store:
+            threading.Thread(target=self._follow, args=(os.getppid(),), name="agent", daemon=True).start()
 
     def heed(self, requests: Requests) -> None:
         """From now on signals ask a run for something, once it hears."""
@@ -113,6 +115,16 @@ class Ending:
         elif where.rank == 0:
             _tell(f"interrupted ({self._interrupted}); the run was ended before its last epoch")
         leave_now(1)
+
+    def _follow(self, parent: int) -> None:
+        """Lead out where torchrun has died, if this process hangs on what it has from there."""
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        self._asked.set()  # there is nobody left to do it
+        time.sleep(_ORDER_S)
+        gone = StageFailure("torchrun has died, which had started the processes of this run; start the run anew")
+        gone.rank = self._where.rank - (self._where.local_rank or 0)
+        self.leave(gone)
 
     def _await_failure(self, requests: Requests) -> None:
         """Lead out where the thread that trains does not come to it, as in a transfer that cannot be ended."""

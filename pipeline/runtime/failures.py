@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import PipelineError, first_line
-from pipeline.transport.control import Control, known_to_all, lost_connection
+from pipeline.transport.control import Control
 from pipeline.transport.network import why
+from pipeline.transport.verdict import known_to_all, lost_connection
 
 __all__ = ["failures_told"]
 

@@ -1,14 +1,15 @@
-"""The processes that torchrun has started on this host: which of them died before they could talk. Without torch."""
+"""The processes that torchrun has started on this host, before they can talk: which has died, or stands. No torch."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config.environment import Environment
 
-__all__ = ["death"]
+__all__ = ["death", "stopped"]
 
 
 def death(where: Environment, root: Path = Path("/proc")) -> tuple[int, int] | None:
@@ -21,24 +22,31 @@ def death(where: Environment, root: Path = Path("/proc")) -> tuple[int, int] | N
         return None
     first = where.rank - where.local_rank
     here = set(range(first, first + where.local_world_size))
-    living = _children(os.getppid(), root)
+    states = list(_children(os.getppid(), root))
+    living = {rank for rank, _ in states}
+    if where.rank not in living or any(state == "Z" for _, state in states):
+        return None  # nobody knows the rank of one that has ended and was not buried
     gone = here - living
-    return (gone.pop(), min(here & living)) if where.rank in living and len(gone) == 1 else None
+    return (gone.pop(), min(here & living)) if len(gone) == 1 else None
 
 
-def _children(parent: int, root: Path) -> set[int]:
-    """Ranks of a process's children; none where one of them has ended and was not buried, whose rank nobody knows."""
-    ranks = set()
+def stopped(where: Environment, root: Path = Path("/proc")) -> set[int]:
+    """The processes that somebody has stopped (SIGSTOP, or a debugger)."""
+    if where.local_rank is None:
+        return set()
+    return {rank for rank, state in _children(os.getppid(), root) if rank is not None and state in "Tt"}
+
+
+def _children(parent: int, root: Path) -> Iterator[tuple[int | None, str]]:
+    """Ranks and states of a process's children; None for one that has ended, and for what is no process of a run."""
     for entry in root.glob("[0-9]*"):
         try:
             state, its_parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
             if int(its_parent) != parent:
                 continue
-            if state == "Z":
-                return set()
-            rank = re.search(rb"(?:^|\0)RANK=(\d+)(?:\0|$)", (entry / "environ").read_bytes())
+            rank = None
+            if state != "Z":
+                rank = re.search(rb"(?:^|\0)RANK=(\d+)(?:\0|$)", (entry / "environ").read_bytes())
         except (OSError, ValueError):  # it has ended meanwhile, or is somebody else's
             continue
-        if rank:
-            ranks.add(int(rank[1]))
-    return ranks
+        yield (int(rank[1]) if rank else None), state

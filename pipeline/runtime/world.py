@@ -19,6 +19,7 @@ from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.attempts import Attempts
 from pipeline.runtime.cores import seat
 from pipeline.runtime.meeting import place, shared_store
+from pipeline.runtime.siblings import stopped
 from pipeline.runtime.topology import describe
 from pipeline.settings import plain_settings
 from pipeline.transport.bulk import Bulk
@@ -69,7 +70,7 @@ class World:
 
         Raises StageFailure if one does not come within `limit_s` seconds, ConfigError if they cannot connect.
         """
-        self.control.meet(limit_s)
+        self.control.meet(limit_s, lambda: stopped(self._where))
         _HOSTS.publish(self.control, self.rank, self.seat.host)
         hosts = _HOSTS.gather(self.control, range(self.size))
         if self._where.local_rank is None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import first_line
-from pipeline.transport.control import Control, lost_connection
+from pipeline.transport.control import Control
 from pipeline.transport.network import connecting
 from pipeline.transport.pair import Pair
+from pipeline.transport.verdict import lost_connection
 
 __all__ = ["Bulk"]
 

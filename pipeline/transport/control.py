@@ -1,18 +1,16 @@
 """The control channel: small JSON messages between processes over a key-value store, heartbeats, failures.
 
-Every wait polls, so that it ends as soon as a peer fails or falls silent. While a run is under way the thread that
-trains does not wait for the store: it posts, and reads what the messenger, a thread of its own, has learnt.
+Every wait polls, so that it ends as soon as a peer fails or falls silent. Where there are several processes one
+thread, the messenger, talks to the store: the thread that trains posts, and reads what the messenger has learnt.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,22 +19,20 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure, first_line
 from pipeline.learning.packet import Position
-from pipeline.text import json_text
 from pipeline.transport.mates import Mates, own_place
-from pipeline.transport.messenger import Messenger
-from pipeline.transport.watch import Beat, Watch
+from pipeline.transport.messenger import Messenger, UnansweredError
+from pipeline.transport.silence import Silence
+from pipeline.transport.values import Values
+from pipeline.transport.verdict import Verdict, known, read_report, report
+from pipeline.transport.watch import Beat, Watch, read_beat
 
-__all__ = ["Control", "known_to_all", "lost_connection"]
+__all__ = ["Control"]
 
 R = TypeVar("R")
 
 _POLL_S = 0.02
 _TURN_S = 0.25  # between two looks at the others
 _REPORT_S = 2.0  # within which a process that ends says why, and a store answers
-_PIECE = 1 << 20  # bytes of one value in the store, whose libuv backend closes a connection that sends over 8 MiB
-_PIECES = "pieces"  # begins a value that lies in several places; no JSON begins so
-_LONGEST = 10_000  # characters of a failure's message
-_LOST = "Connection closed by peer|Connection reset by peer|Timed out waiting|pair closure|Broken pipe"
 _KINDS: dict[str, type[PipelineError]] = {e.__name__: e for e in (ConfigError, DataError, StageFailure)}
 
 
@@ -50,7 +46,6 @@ class Control:
     Attributes:
         at, waits_for: where the main thread is, and the process whose packet or room it waits for; peers see both.
         watches: the waits under way, for the messenger.
-        interval_s: between two heartbeats.
     """
 
     def __init__(
@@ -68,36 +63,46 @@ class Control:
         self.at = Position()
         self.waits_for: int | None = None
         self.watches: list[Watch] = []
-        self.interval_s = min(1.0, timeout_s / 4)
-        self._generation = self._versions = self._beats = 0
-        self._beaten = -math.inf
-        self._learnt: tuple[int, str, int] | None = None  # generation, message and process of the failure
-        self._learning = threading.Lock()
-        self._mates = Mates()
+        self._interval_s = min(1.0, timeout_s / 4)
+        self._generation = -1  # before the first no turn is taken
+        self._beats, self._beaten = 0, -math.inf
+        self._values, self._verdict, self._mates = Values(), Verdict(), Mates()
         self._messenger: Messenger | None = None
-        self.advance()
         if world_size > 1:
-            turn_s = min(_TURN_S, self.interval_s)
-            self._messenger = Messenger(store, turn_s, self._write, self._turn, self._leave, self._lose_store)
+            turn_s = min(_TURN_S, self._interval_s)
+            self._messenger = Messenger(store, turn_s, self._turn, self._leave, self._lose_store)
+        try:
+            self.advance()
+        except PipelineError:
+            self.close()
+            raise
 
     def advance(self) -> None:
         """Leave the generations that have failed behind; every process calls it, to go on after a failure."""
-        with self._store_errors():
-            while self.store.check([self._failure]):
-                self._generation += 1
+        generation = max(0, self._generation)
+        while self._has_failed(generation):
+            generation += 1
+        self._generation = generation
         self.renew()
+
+    def _has_failed(self, generation: int) -> bool:
+        return self._ask(lambda store: store.check([_failure(generation)]))
 
     def renew(self) -> None:
         """Begin the next round of this generation, in which all names are new; every process calls it."""
         self._turns = Counter[str]()
-        with self._store_errors():
-            self._round = self.store.add(f"{self._generation}/rounds/{self.rank}", 1)
+        self._round = self._ask(lambda store: store.add(f"{self._generation}/rounds/{self.rank}", 1))
 
     def scoped(self, name: str) -> Store:
         """The store below a name of this round, on a connection of its own; no wait in it outlasts a silent peer."""
-        store = self.store.clone()
+        store: Store = self._ask(lambda store: store.clone())
         store.set_timeout(timedelta(seconds=self.timeout_s + 3.0))
         return PrefixStore(self._key(name), store)
+
+    @property
+    def answers(self) -> int | float:
+        """Stands still while the store does not answer."""
+        return time.monotonic() if self._messenger is None else self._messenger.answers
 
     def _key(self, name: str) -> str:
         return f"{self._generation}/{self._round}/{name}"
@@ -107,74 +112,67 @@ class Control:
 
         Raises StageFailure if the store is gone, as peek and read.
         """
-        with self._store_errors():
-            self._write(self.store, self._key(key), value)
+        place = self._key(key)
+        self._ask(lambda store: self._values.put(store, place, value))
 
     def post(self, key: str, value: Any) -> None:
         """Publish without a wait for the store: the messenger writes soon, of a key's values at least the last.
 
         Raises StageFailure if it has learnt of one.
         """
+        place = self._key(key)
         if self._messenger is None:
-            self.publish(key, value)
+            self._values.put(self.store, place, value)
             return
         self.raise_if_learnt()
-        self._messenger.post(self._key(key), value)
-
-    def _write(self, store: Store, key: str, value: Any) -> None:
-        text = json_text(value)
-        store.set(key, self._in_pieces(store, key, text) if len(text) > _PIECE else text)
-
-    def _in_pieces(self, store: Store, key: str, text: str) -> str:
-        """Write a long value in several places; what to write in its own one. Readers tell by the version whether all
-        pieces belong to one value."""
-        self._versions += 1
-        pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
-        for number, piece in enumerate(pieces):
-            store.set(f"{key}/{_PIECES}/{number}", f"{self._versions} {piece}")
-        return f"{_PIECES} {self._versions} {len(pieces)}"
+        self._messenger.post(place, lambda store: self._values.put(store, place, value))
 
     def peek(self, key: str) -> Any:
         """The value of a key, or None if nobody has published it yet."""
-        return self._get(self._key(key))
-
-    def _get(self, key: str) -> Any:
-        text = self._text(key)
-        return None if text is None else json.loads(text)
-
-    def _text(self, key: str) -> str | None:
-        """What lies under a key, or None if nobody has written it yet, or somebody is writing it anew."""
-        with self._store_errors():
-            if not self.store.check([key]):
-                return None
-            text = self.store.get(key).decode()
-            if not text.startswith(_PIECES):
-                return text
-            _, version, count = text.split()
-            places = [f"{key}/{_PIECES}/{number}" for number in range(int(count))]
-            found = [self.store.get(place).decode().partition(" ") for place in places]
-        return "".join(piece for _, _, piece in found) if all(of == version for of, _, _ in found) else None
+        place = self._key(key)
+        text = self._ask(lambda store: self._values.text(store, place))
+        return None if text is None else self.whole(key, lambda: json.loads(text))
 
     def read(self, key: str, rank: int) -> Any:
         """Wait for a value that `rank` publishes. Raises StageFailure if that process fails or falls silent."""
         place = self._key(key)
         with Watch(self, rank) as watch:
-            while (text := self._text(place)) is None:
+            while (text := self._ask(lambda store: self._values.text(store, place))) is None:
                 watch.check()
                 time.sleep(_POLL_S)
-        return json.loads(text)
+        return self.whole(key, lambda: json.loads(text))
 
-    def meet(self, limit_s: float) -> None:
-        """Wait until every process is here. Raises StageFailure if one does not come within `limit_s` seconds."""
+    def whole(self, key: str, make: Callable[[], R]) -> R:
+        """What `make` makes of a value; raises StageFailure where it cannot, as that is nothing we have written."""
+        try:
+            return make()
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise self.fail(
+                f"{self.describe(self.rank)} finds under {key} in torchrun's store what no process of this run has "
+                f"written ({first_line(error)}); look who reaches its port, and start the run anew with one version "
+                "everywhere"
+            ) from error
+
+    def meet(self, limit_s: float, stopped: Callable[[], Collection[int]] = tuple) -> None:
+        """Wait until every process is here.
+
+        Raises StageFailure if one does not come within `limit_s` seconds, or is among the `stopped` for `timeout_s`.
+        """
         self.publish(f"here/{self.rank}", own_place())
         deadline = time.monotonic() + limit_s
         for rank in range(self.world_size):
+            halted = Silence()
             while (place := self.peek(f"here/{rank}")) is None:
-                self.raise_if_failed()
+                self.raise_if_learnt()
                 if time.monotonic() > deadline:
                     raise self.fail(
                         f"{self.describe(rank)} has not come within {limit_s:g} s; start all {self.world_size} "
                         "processes of the run"
+                    )
+                if rank in stopped() and halted.look(None) > self.timeout_s:
+                    raise self.fail(
+                        f"{self.describe(rank)} has been stopped for {self.timeout_s:g} s before it came; let it go "
+                        "on (SIGCONT), or start the run anew"
                     )
                 time.sleep(_POLL_S)
             self._mates.add(rank, place)
@@ -197,58 +195,41 @@ class Control:
         if first is None:
             return result
         self._wait_until_all_know(f"{told}/known", first)
-        kind, message = reports[first]
-        raise _with_rank(_KINDS[kind](message), first) from error
+        kind, message = self.whole(told, lambda: (_KINDS[reports[first][0]], str(reports[first][1])))
+        raised = kind(message)
+        raised.rank = first
+        raise raised from error
 
     def _wait_until_all_know(self, name: str, first: int) -> None:
         """Process `first` will print the error and exit, which ends the others: they must have read it before."""
         self.publish(f"{name}/{self.rank}", True)
         deadline = time.monotonic() + _REPORT_S
         others = [self._key(f"{name}/{rank}") for rank in range(self.world_size)]
-        while self.rank == first and not self.store.check(others) and time.monotonic() < deadline:
+        while self.rank == first and not self._ask(lambda store: store.check(others)) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
     def fail(self, message: str) -> PipelineError:
         """Report that this process failed; returns the error that ends the generation, the first one reported.
 
-        Where the store does not answer, this one is that.
+        Where the store does not answer soon, this one is that.
         """
-        told: list[tuple[str, int] | RuntimeError] = []
-
-        def tell() -> None:
-            try:
-                told.append(self._first(self.store, self._failure, message))
-            except RuntimeError as error:
-                told.append(error)
-
-        if self._messenger is None:
-            tell()
-        else:
-            teller = threading.Thread(target=tell, name="failure", daemon=True)
-            teller.start()
-            teller.join(_REPORT_S)
-        found = told[0] if told else (message[:_LONGEST], self.rank)
-        with self._store_errors():
-            if isinstance(found, RuntimeError):
-                raise found
-        self._learn(self._generation, *found)
-        return self._known(*found)
-
-    def _first(self, store: Store, key: str, message: str) -> tuple[str, int]:
-        """Report a failure; message and process of the first one reported."""
-        mine = json_text({"rank": self.rank, "message": message[:_LONGEST]})
-        first = json.loads(store.compare_set(key, "", mine))
-        return first["message"], first["rank"]
+        generation, mine = self._generation, report(message, self.rank)
+        try:
+            found = read_report(self._ask(lambda store: store.compare_set(_failure(generation), "", mine), _REPORT_S))
+        except UnansweredError:
+            found = read_report(mine)
+        self._verdict.learn(generation, *found)
+        return known(*found)
 
     def raise_if_failed(self) -> None:
         """Raise the failure that any process has reported."""
-        report = self._get(self._failure)
-        if report is not None:
-            raise self._known(report["message"], report["rank"])
+        told = self._ask(lambda store: self._values.text(store, _failure(self._generation)))
+        if told is not None:
+            raise known(*read_report(told))
 
     def raise_if_learnt(self) -> None:
         """Raise the failure that the messenger knows of; does not ask the store."""
-        failure = self._failure_learnt()
+        failure = self._verdict.of(self._generation)
         if failure is not None:
             raise failure
 
@@ -259,45 +240,26 @@ class Control:
         """
         deadline = time.monotonic() + _REPORT_S
         while time.monotonic() < deadline:
-            failure = self._failure_learnt()
+            failure = self._verdict.of(self._generation)
             if failure is not None:
                 return failure
             time.sleep(_POLL_S)
         who = "a process" if rank is None else self.describe(rank)
         what = "does not answer" if "Timed out" in reason else "died"
-        failure = self.fail(f"{who} {what}: {reason}; see its output above, then start the run anew")
+        return self._noticed(f"{who} {what}: {reason}; see its output above, then start the run anew")
+
+    def unanswered(self) -> PipelineError:
+        """The error of one who has heard nothing from the store, nor from those it waits for, within the timeout."""
+        return self._noticed(self._without_answers())
+
+    def _noticed(self, message: str) -> PipelineError:
+        failure = self.fail(message)
         self._hears(failure)
         return failure
 
-    @property
-    def _failure(self) -> str:
-        return f"{self._generation}/failure"
-
-    @staticmethod
-    def _known(message: str, rank: int) -> PipelineError:
-        return _with_rank(StageFailure(message), rank)
-
-    def _failure_learnt(self) -> PipelineError | None:
-        learnt = self._learnt
-        return self._known(*learnt[1:]) if learnt is not None and learnt[0] == self._generation else None
-
-    def _learn(self, generation: int, message: str, rank: int) -> bool:
-        """Keep the first failure of a generation; whether it was."""
-        with self._learning:
-            first = self._learnt is None or self._learnt[0] != generation
-            if first:
-                self._learnt = (generation, message, rank)
-        return first
-
-    def _hear(self, generation: int, message: str, rank: int) -> None:
-        """The messenger has learnt of a failure."""
-        if self._learn(generation, message, rank):
-            self._hears(self._known(message, rank))
-
     def beat(self, rank: int) -> Beat | None:
         """The last heartbeat of a process; its count stands still when the process hangs."""
-        with self._store_errors():
-            return _beat(self.store, rank)
+        return self._ask(lambda store: read_beat(store, rank))
 
     def close(self) -> None:
         """Leave: what has been posted is written, the heartbeat ends, and the end of this process is no failure."""
@@ -305,24 +267,46 @@ class Control:
             self._messenger.close(_REPORT_S)
         self._mates.close()
 
+    def _ask(self, act: Callable[[Store], R], limit_s: float | None = None) -> R:
+        """What `act` makes of the store.
+
+        Raises StageFailure where that is gone, or does not answer within the timeout; with `limit_s` the latter is an
+        UnansweredError, after that.
+        """
+        with self._store_errors():
+            if self._messenger is None:
+                return act(self.store)
+            try:
+                return self._messenger.ask(act, self.timeout_s if limit_s is None else limit_s)
+            except UnansweredError as error:
+                if limit_s is not None:
+                    raise
+                raise self._given_up(self._without_answers()) from error
+
     def _turn(self, store: Store) -> None:
         """What the messenger does several times a second."""
-        now = time.monotonic()
-        if now - self._beaten >= self.interval_s:
+        generation, now = self._generation, time.monotonic()
+        if generation < 0:
+            return
+        if now - self._beaten >= self._interval_s:
             self._beaten, self._beats = now, self._beats + 1
             self._set_beat(store, self._beats)
-        generation, key = self._generation, self._failure
-        trouble = self._dead(store) or self._silent(store)
+        key, trouble = _failure(generation), self._dead(store) or self._silent(store)
         if trouble is not None:
-            self._hear(generation, *self._first(store, key, trouble))
+            self._hear(generation, store.compare_set(key, "", report(trouble, self.rank)))
         elif store.check([key]):
-            report = json.loads(store.get(key))
-            self._hear(generation, report["message"], report["rank"])
+            self._hear(generation, store.get(key))
+
+    def _hear(self, generation: int, told: bytes) -> None:
+        """The messenger has learnt of a failure."""
+        message, rank = read_report(told)
+        if self._verdict.learn(generation, message, rank):
+            self._hears(known(message, rank))
 
     def _dead(self, store: Store) -> str | None:
         """A process of this host that has ended without having left."""
         for rank, pid in self._mates.gone().items():
-            beat = _beat(store, rank)
+            beat = read_beat(store, rank)
             if beat is None or beat.count > 0:
                 what = f"died: its process {pid} is gone"
                 return f"{self.describe(rank)} {what}; see its output above, then start the run anew"
@@ -331,22 +315,36 @@ class Control:
     def _silent(self, store: Store) -> str | None:
         """What is wrong with a process that this one waits for."""
         for watch in tuple(self.watches):
-            if watch.rank != self.rank and (trouble := watch.look(_beat(store, watch.rank))) is not None:
+            if watch.rank != self.rank and (trouble := watch.look(read_beat(store, watch.rank))) is not None:
                 return trouble
         return None
 
     def _set_beat(self, store: Store, count: int) -> None:
-        store.set(f"beat/{self.rank}", json.dumps([count, self.at.epoch, self.at.step, self.waits_for]))
+        store.set(f"beat/{self.rank}", Beat(count, self.at.epoch, self.at.step, self.waits_for).text())
 
     def _leave(self, store: Store) -> None:
         """The messenger's last act."""
         self._set_beat(store, 0)
 
     def _lose_store(self, error: RuntimeError) -> None:
-        self._hear(self._generation, self._without_store(error), self.rank)
+        self._given_up(self._without_store(error))
+
+    def _given_up(self, message: str) -> PipelineError:
+        """Without the store nobody can agree on who tells: of the processes of this host the first that is left."""
+        rank = min([self.rank, *self._mates.left()])
+        self._verdict.learn(max(0, self._generation), message, rank)
+        failure = known(message, rank)
+        self._hears(failure)
+        return failure
 
     def _without_store(self, error: RuntimeError) -> str:
         return f"{self.describe(self.rank)} lost torchrun's store ({first_line(error)}); start the run anew"
+
+    def _without_answers(self) -> str:
+        return (
+            f"torchrun's store has not answered {self.describe(self.rank)} for {self.timeout_s:g} s; look at the "
+            "process and the machine that MASTER_ADDR names, or raise --timeout if it was only suspended"
+        )
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
@@ -356,24 +354,8 @@ class Control:
         except PipelineError:
             raise
         except RuntimeError as error:
-            raise self._known(self._without_store(error), self.rank) from error
+            raise self._given_up(self._without_store(error)) from error
 
 
-def _beat(store: Store, rank: int) -> Beat | None:
-    key = f"beat/{rank}"
-    return Beat(*json.loads(store.get(key))) if store.check([key]) else None
-
-
-def lost_connection(error: BaseException) -> bool:
-    """Whether an error of torch.distributed means that another process is gone; it has no class for that."""
-    return isinstance(error, RuntimeError) and re.search(_LOST, str(error)) is not None
-
-
-def known_to_all(error: PipelineError) -> bool:
-    """Whether the error came from the control channel, so that every process raises it."""
-    return "rank" in vars(error)
-
-
-def _with_rank(error: PipelineError, rank: int) -> PipelineError:
-    error.rank = rank
-    return error
+def _failure(generation: int) -> str:
+    return f"{generation}/failure"

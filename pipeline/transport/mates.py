@@ -45,6 +45,12 @@ class Mates:
                 self._gone[rank] = self._open.pop(rank)[1]
             return dict(self._gone)
 
+    def left(self) -> list[int]:
+        """Ranks of the processes that have not ended."""
+        self.gone()
+        with self._lock:
+            return list(self._open)
+
     def close(self) -> None:
         """Look after nobody any more."""
         with self._lock:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError, PipelineError, StageFailure, first_line
-from pipeline.transport.control import Control, lost_connection
+from pipeline.transport.control import Control
+from pipeline.transport.verdict import lost_connection
 
 __all__ = ["check_interfaces", "connecting", "why"]
 

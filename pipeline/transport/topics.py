@@ -33,12 +33,15 @@ class Topic(Generic[T]):
 
     def peek(self, control: Control, part: object) -> T | None:
         """A part, or None if nobody has told it yet."""
-        told = control.peek(f"{self.name}/{part}")
-        return None if told is None else cast(T, decoded(self.kind, told))
+        key = f"{self.name}/{part}"
+        told = control.peek(key)
+        return None if told is None else control.whole(key, lambda: cast(T, decoded(self.kind, told)))
 
     def read(self, control: Control, part: object, rank: int) -> T:
         """Wait for a part that `rank` tells. Raises StageFailure if that process fails or falls silent."""
-        return cast(T, decoded(self.kind, control.read(f"{self.name}/{part}", rank)))
+        key = f"{self.name}/{part}"
+        told = control.read(key, rank)
+        return control.whole(key, lambda: cast(T, decoded(self.kind, told)))
 
     def gather(self, control: Control, ranks: Sequence[int]) -> list[T]:
         """Wait for parts 0, 1, ... of the processes named."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from torch.distributed.distributed_c10d import Store
+
+from pipeline.transport.silence import Silence
+
 if TYPE_CHECKING:
     from pipeline.transport.control import Control
 
-__all__ = ["Beat", "Watch", "watching"]
+__all__ = ["Beat", "Watch", "read_beat", "watching"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,23 @@ class Beat:
     step: int
     waits_for: int | None
 
+    def text(self) -> str:
+        """As it lies in the store."""
+        return json.dumps([self.count, self.epoch, self.step, self.waits_for])
+
+
+def read_beat(store: Store, rank: int) -> Beat | None:
+    """The last heartbeat of a process; None before the first, and where it is none that a process has written."""
+    key = f"beat/{rank}"
+    if not store.check([key]):
+        return None
+    try:
+        count, epoch, step, waits_for = json.loads(store.get(key))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    whole = all(type(number) is int for number in (count, epoch, step))
+    return Beat(count, epoch, step, waits_for) if whole and type(waits_for) in {int, type(None)} else None
+
 
 class Watch:
     """Notices that a peer falls silent, or is deadlocked with this process, while this process waits for it.
@@ -30,16 +51,14 @@ class Watch:
     with Watch(control, peer) as watch:
         while ...: watch.check()
 
-    The messenger looks at the peer's heartbeat. Only what passes from one look to the next counts as silence, and no
-    more of it than a beat's interval: a store that does not answer is nobody's silence, nor is a pause of all.
+    The messenger looks at the peer's heartbeat. A store that does not answer is nobody's silence: it is waited out,
+    but no longer than `timeout_s` by one who has heard of nothing else in that time.
     """
 
     def __init__(self, control: Control, rank: int) -> None:
         self.control, self.rank = control, rank
         self._beat: Beat | None = None
-        self._locked_at: tuple[int, int] | None = None
-        self._looked: float | None = None
-        self._silent_s = self._locked_s = 0.0
+        self._beats, self._lock, self._store = Silence(), Silence(), Silence()
 
     def __enter__(self) -> Self:
         self.control.watches.append(self)
@@ -49,24 +68,23 @@ class Watch:
         self.control.watches.remove(self)
 
     def check(self) -> None:
-        """Raise StageFailure if the peer, or any process, is known to be lost; does not ask the store."""
+        """Raise StageFailure if the peer, any process or the store is known to be lost; does not ask the store."""
         self.control.raise_if_learnt()
+        if self._store.look(self.control.answers) > self.control.timeout_s:
+            raise self.control.unanswered()
 
     def look(self, beat: Beat | None) -> str | None:
         """The messenger's part: take a heartbeat in; what is wrong with the peer, if anything is."""
-        control, now = self.control, time.monotonic()
-        passed_s = 0.0 if self._looked is None else min(now - self._looked, control.interval_s)
-        self._looked = now
-        self._silent_s = self._silent_s + passed_s if beat == self._beat else 0.0
+        control = self.control
+        silent_s = self._beats.look(beat)
         self._beat = beat
         place = None
         if beat is not None and beat.waits_for == control.rank and control.waits_for == self.rank:
             place = (beat.epoch, beat.step)
-        self._locked_s = self._locked_s + passed_s if place is not None and place == self._locked_at else 0.0
-        self._locked_at = place
-        if self._silent_s > control.timeout_s:
+        locked_s = self._lock.look(place)
+        if silent_s > control.timeout_s:
             return self._silent()
-        return self._deadlocked() if self._locked_s > control.timeout_s else None
+        return self._deadlocked() if place is not None and locked_s > control.timeout_s else None
 
     def _silent(self) -> str:
         where = "" if self._beat is None else f" (it was at step {self._beat.step} of the run)"

@@ -96,7 +96,7 @@ def test_a_store_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 
     def go() -> None:
         store.error = RuntimeError("Connection refused")
-        until(lambda: all(control._failure_learnt() for control in fleet.controls))
+        until(lambda: all(control._verdict.of(0) for control in fleet.controls))
 
     with two_stages(store, Notes()) as (fleet, sessions), ThreadPoolExecutor(2) as pool:
         feed = Trap(Feed(data(), settings("pred", epochs=2)), go)

@@ -13,7 +13,8 @@ from pipeline.config.environment import Environment
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, PipelineError, StageFailure
 from pipeline.runtime.world import World, connect
-from pipeline.transport.control import Control, known_to_all
+from pipeline.transport.control import Control
+from pipeline.transport.verdict import known_to_all
 from tests.support.sessions import all_at_once
 
 
@@ -62,7 +63,7 @@ def test_a_meeting_that_nobody_comes_to_leaves_no_heartbeat(monkeypatch: pytest.
     monkeypatch.setattr("pipeline.runtime.world.place", lambda: Environment(0, 2, 0, 2))
     monkeypatch.setattr("pipeline.runtime.world.shared_store", lambda where, limit_s: store)
     meet = Control.meet
-    monkeypatch.setattr(Control, "meet", lambda self, limit_s: meet(self, 0.1))
+    monkeypatch.setattr(Control, "meet", lambda self, *_: meet(self, 0.1))
     with pytest.raises(StageFailure, match=r"stage 1 \(process 1\) has not come within 0\.1 s"):
         connect(TrainConfig())
     assert threading.active_count() == before

@@ -17,10 +17,11 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure
 from pipeline.learning.packet import Position, TensorSpec, labelled
 from pipeline.learning.scores import BlockScore
-from pipeline.transport import control as control_module
-from pipeline.transport.control import Control, known_to_all
+from pipeline.transport import values
+from pipeline.transport.control import Control
 from pipeline.transport.messages import StageEpoch, StagePlan
 from pipeline.transport.topics import EPOCHS, PLANS, Topic
+from pipeline.transport.verdict import known_to_all
 from pipeline.transport.wire import Contract, agree
 from tests.support.sessions import all_at_once
 
@@ -192,7 +193,7 @@ def test_a_value_larger_than_the_store_takes_at_once_arrives() -> None:
 def test_a_large_value_that_is_being_replaced_is_not_read_by_halves(
     controls: list[Control], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_module, "_PIECE", 10)
+    monkeypatch.setattr(values, "_PIECE", 10)
     controls[0].publish("key", "a" * 25)
     place = controls[0]._key("key")
     controls[0].store.set(f"{place}/pieces/1", "2 bbbbbbbbbb")  # the first of what a later call writes
