@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["Mates", "own_place"]
@@ -20,18 +19,16 @@ class Mates:
         self._gone: dict[int, int] = {}
         self._lock = threading.Lock()
 
-    def add(self, rank: int, place: Sequence[object]) -> None:
-        """Look after a process from now on, if it is another one of this host; `place` is its `own_place`."""
-        kernel, pid = own_place()
-        if not kernel or place[0] != kernel or place[1] == pid or not isinstance(place[1], int):
-            return
-        with self._lock:
-            try:
-                self._open[rank] = (os.pidfd_open(place[1]), place[1])
-            except ProcessLookupError:
-                self._gone[rank] = place[1]
-            except (AttributeError, OSError):
-                return
+    def add(self, rank: int, place: object) -> None:
+        """Look after a process from now on, if it is another one of this host; `place` is its `own_place`, as told."""
+        kernel, mine = own_place()
+        match place:
+            case [told, int(pid)] if kernel and told == kernel and pid != mine:
+                with self._lock, contextlib.suppress(AttributeError, OSError, OverflowError):
+                    try:
+                        self._open[rank] = (os.pidfd_open(pid), pid)
+                    except ProcessLookupError:
+                        self._gone[rank] = pid
 
     def gone(self) -> dict[int, int]:
         """Ids of the processes that have ended, by rank."""

@@ -61,7 +61,7 @@ def _plain(value: object) -> object:
 def decoded(kind: Any, value: Any) -> Any:
     """What JSON made of a `kind`, as that again: dataclasses, tuples and None within each other, else as it is.
 
-    A number that was not finite is nan, or None where that may be.
+    A number that was not finite is nan, or None where that may be. Raises an error of Python's where it is no `kind`.
     """
     if is_dataclass(kind):
         hints = get_type_hints(kind)
@@ -71,7 +71,14 @@ def decoded(kind: Any, value: Any) -> Any:
     if isinstance(kind, UnionType):
         return None if value is None else decoded(get_args(kind)[0], value)
     if get_origin(kind) is tuple:
-        return tuple(decoded(get_args(kind)[0], one) for one in value)
+        return tuple(decoded(get_args(kind)[0], one) for one in _of(list, value))
+    return _of(kind, value) if isinstance(kind, type) else value
+
+
+def _of(kind: type, value: Any) -> Any:
+    wanted: Any = (float, int) if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
     return value
 
 

@@ -11,6 +11,7 @@ from pipeline.text import json_text
 __all__ = ["Values"]
 
 _PIECE = 1 << 20  # bytes of one value in the store, whose libuv backend closes a connection that sends over 8 MiB
+_MOST = 10_000  # pieces
 _PIECES = "pieces"  # begins a value that lies in several places; no JSON begins so
 
 
@@ -39,10 +40,13 @@ class Values:
         """What lies under a key, or None if nobody has written it yet, or somebody is writing it anew."""
         if not store.check([key]):
             return None
-        text = store.get(key).decode()
-        if not text.startswith(_PIECES):
-            return text
-        _, version, count = text.split()
-        places = [f"{key}/{_PIECES}/{number}" for number in range(int(count))]
-        found = [store.get(place).decode().partition(" ") for place in places]
+        text = store.get(key).decode(errors="replace")
+        match text.split(" ") if text.startswith(_PIECES) else []:
+            case [_, version, count] if count.isdecimal() and int(count) <= _MOST:
+                places = [f"{key}/{_PIECES}/{number}" for number in range(int(count))]
+            case _:
+                return text
+        if not store.check(places):
+            return None
+        found = [store.get(place).decode(errors="replace").partition(" ") for place in places]
         return "".join(piece for _, _, piece in found) if all(of == version for of, _, _ in found) else None

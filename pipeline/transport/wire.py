@@ -18,8 +18,11 @@ __all__ = ["Cast", "Codec", "Contract", "agree", "codec_for", "decode_header", "
 
 Tensors = Mapping[str, Tensor]
 
-_FIELDS = 6  # magic, kind, epoch, step, batch size, sequence number; what rides along follows
+_FIELDS = 7  # magic, kind, epoch, step, batch size, sequence number, check; what rides along follows
+_CHECK = 6  # the sum of all other words, modulo 2^64
 _MAGIC = 0x6C6F63616C  # first word of every header, so that a stream out of step is noticed at once
+_KINDS = frozenset(Kind)
+_OF_SAMPLES = frozenset({Kind.TRAIN, Kind.EVALUATE})
 
 
 class Codec(Protocol):
@@ -96,12 +99,13 @@ def agree(sender: int, promised: str, expected: Contract) -> None:
 
 
 def encode_header(packet: Packet, sequence: int, contract: Contract) -> Tensor:
-    """The header of a packet, int64 [header_length]: six fields, then what rides along."""
+    """The header of a packet, int64 [header_length]: seven fields, then what rides along."""
     header = torch.zeros(contract.header_length, dtype=torch.int64)
     at, batch = packet.at, packet.batch
-    header[:_FIELDS] = torch.tensor([_MAGIC, packet.kind, at.epoch, at.step, batch, sequence])
+    header[:_FIELDS] = torch.tensor([_MAGIC, packet.kind, at.epoch, at.step, batch, sequence, 0])
     for place, name in enumerate(contract.riders if batch else ()):
         header[_FIELDS + place * batch :][:batch] = packet.tensors[name]
+    header[_CHECK] = header.sum()
     return header
 
 
@@ -110,11 +114,18 @@ def decode_header(header: Tensor, sequence: int, sender: str, contract: Contract
 
     Raises StageFailure if the header is damaged or not the next one (`sequence`) from `sender`.
     """
-    magic, kind, epoch, step, batch, received = header[:_FIELDS].tolist()
+    magic, kind, epoch, step, batch, received, check = header[:_FIELDS].tolist()
     if magic != _MAGIC or received != sequence:
         raise StageFailure(
             f"{sender} sent packet {received} (mark {magic:#x}) where packet {sequence} (mark {_MAGIC:#x}) was "
             "due; the stages are out of step, start the run anew with one version everywhere"
+        )
+    header[_CHECK] = 0
+    whole = header.sum() == check and kind in _KINDS and min(epoch, step, batch) >= 0
+    if not whole or batch > contract.batch or (batch > 0) != (kind in _OF_SAMPLES):
+        raise StageFailure(
+            f"{sender} sent packet {sequence} with a damaged header (kind {kind}, epoch {epoch}, step {step}, {batch} "
+            f"of at most {contract.batch} samples); look at the network between the stages, and start the run anew"
         )
     riders = {
         name: header[_FIELDS + place * batch :][:batch].clone()
