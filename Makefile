@@ -39,9 +39,10 @@ help:
 	@echo "make clean       remove .venv, caches and build files, never data or runs"
 	@echo "The first of them makes .venv; PYTHON=python3.12 picks the interpreter, from 3.11 to 3.13."
 
-# torchrun would set the variable itself, and warn; the threads of a run do not follow it.
+# torchrun would set the variable itself, and warn; the threads of a run do not follow it. Its default rendezvous takes
+# a port, where --standalone unpickles what anybody sends.
 train: $(READY)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) launch/pipeline_train.py $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --master_port=$$(tools/free-port) --nproc_per_node=$(PROCESSES) launch/pipeline_train.py $(ARGS)
 
 test: lint types tests
 

@@ -117,7 +117,7 @@ def test_the_change_log_has_this_version() -> None:
 
 def test_the_main_job_is_started_without_a_warning_of_torchrun() -> None:
     done = subprocess.run(["make", "--dry-run", "train"], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} .venv/bin/torchrun --standalone" in done.stdout
+    assert "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} .venv/bin/torchrun --master_port=$(tools/free-port)" in done.stdout
 
 
 def find_python(folder: Path, wanted: str = "", *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.config.environment import Environment
 from pipeline.errors import ConfigError, DataError, Interrupted, PipelineError, StageFailure
-from pipeline.runtime.siblings import death
+from pipeline.runtime.siblings import death, missing
 from pipeline.text import one_line
 
 if TYPE_CHECKING:
@@ -104,17 +104,24 @@ class Ending:
         by_torchrun = self._interrupted == "SIGTERM" and where.world_size > 1
         if by_torchrun:
             # torchrun ends the others as soon as one has died, and one of them is to say so.
-            found = death(where)  # now, while the others are here
+            gone = missing(where)  # now, while the others are here
+            found = death(where, gone)
             if found is not None and found[1] == where.rank:
-                gone = f"stage {found[0]} (process {found[0]})"
-                _tell(f"error: {gone} died: its process is gone; see its output above, then start the run anew")
+                name = f"stage {found[0]} (process {found[0]})"
+                _tell(f"error: {name} died: its process is gone; see its output above, then start the run anew")
             if found is None and requests is not None and requests.failed.wait(_LOOK_S):
                 self._interrupted = ""
                 self.leave(requests.failures[0])
+            if not gone and gone is not None:
+                self._tell_interrupted()
             time.sleep(_LOOK_S)  # whoever is gone would seem to have died to those who look late
-        elif where.rank == 0:
-            _tell(f"interrupted ({self._interrupted}); the run was ended before its last epoch")
+        else:
+            self._tell_interrupted()
         leave_now(1)
+
+    def _tell_interrupted(self) -> None:
+        if self._where.rank == 0:
+            _tell(f"interrupted ({self._interrupted}); the run was ended before its last epoch")
 
     def _follow(self, parent: int) -> None:
         """Lead out where torchrun has died, if this process hangs on what it has from there."""

@@ -9,25 +9,33 @@ from pathlib import Path
 
 from pipeline.config.environment import Environment
 
-__all__ = ["death", "stopped"]
+__all__ = ["death", "missing", "stopped"]
 
 
-def death(where: Environment, root: Path = Path("/proc")) -> tuple[int, int] | None:
-    """The process that has died, and the one to tell of it: the first of those that are left.
+def missing(where: Environment, root: Path = Path("/proc")) -> set[int] | None:
+    """The processes of this host that have ended; None where nobody can tell.
 
-    Of use when torchrun ends this process: by then it has buried the one that died, and no other. None where all are
-    there; and where more have ended than one, since those that were told to are not dead.
+    Of use when torchrun ends this process because of another one: by then it has buried that one.
     """
     if where.local_rank is None or where.local_world_size is None:
         return None
     first = where.rank - where.local_rank
-    here = set(range(first, first + where.local_world_size))
     states = list(_children(os.getppid(), root))
     living = {rank for rank, _ in states}
     if where.rank not in living or any(state == "Z" for _, state in states):
-        return None  # nobody knows the rank of one that has ended and was not buried
-    gone = here - living
-    return (gone.pop(), min(here & living)) if len(gone) == 1 else None
+        return None  # of one that has ended and was not buried the rank is not known
+    return set(range(first, first + where.local_world_size)) - living
+
+
+def death(where: Environment, gone: set[int] | None) -> tuple[int, int] | None:
+    """The process that has died, and the one to tell of it: the first of those that are left.
+
+    None where more than one is gone: those that were told to end are not dead.
+    """
+    if gone is None or len(gone) != 1 or where.local_rank is None or where.local_world_size is None:
+        return None
+    first = where.rank - where.local_rank
+    return next(iter(gone)), min(set(range(first, first + where.local_world_size)) - gone)
 
 
 def stopped(where: Environment, root: Path = Path("/proc")) -> set[int]:

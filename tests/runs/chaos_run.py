@@ -1,6 +1,6 @@
 """Kills processes of a run at random until it ends by itself; prints what it took.
 
-    python -m tests.runs.chaos_run [--mean SECONDS] [--seed N] [--processes K]
+    python -m tests.runs.chaos_run [--mean SECONDS] [--seed N] [--processes K] [--epochs N]
 
 Real torchrun with --max-restarts; the same run undisturbed comes first, for its weights and its time.
 """
@@ -9,91 +9,76 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.runtime.checkpoint_files import checkpoints_in
-from tests.support.processes import ROOT
+from tests.support.torchrun import Torchrun, kill, torchrun
 
-SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
 LIMIT_S = 1200.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """Of one run under torchrun."""
 
-    status: int
-    seconds: float
-    kills: int
-    back_s: tuple[float, ...]  # from a kill to the first checkpoint after it
-    state: str
-
-
-def workers(parent: int) -> list[int]:
-    """Processes that a torchrun has started."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            status, environment = (entry / "status").read_text(), (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if f"PPid:\t{parent}\n" in status and re.search(rb"(?:^|\0)RANK=\d+", environment):
-            found.append(int(entry.name))
-    return found
+    status: int = -1
+    seconds: float = 0.0
+    kills: int = 0
+    back_s: list[float] = field(default_factory=list)  # from a kill to the first checkpoint after it
+    lost_steps: list[int] = field(default_factory=list)  # trained since the checkpoint before a kill
+    steps: int = 0
+    state: str = ""
 
 
 def run(folder: Path, flags: list[str], processes: int, mean_s: float | None, seed: int) -> Outcome:
     """The run in `folder`; with a mean time, processes of it are killed so long after the first new checkpoint."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["--max-restarts=99", SCRIPT, *flags, "--output", str(folder)]
-    draw, start, kills, back = random.Random(seed), time.monotonic(), 0, list[float]()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as printed:
-        launcher = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed, start_new_session=True)
-        try:
-            while launcher.poll() is None and time.monotonic() - start < LIMIT_S:
-                if mean_s is None:
-                    time.sleep(0.1)
-                    continue
-                since = time.monotonic()
-                if not _new_checkpoint(folder, launcher):
-                    break
-                if kills:
-                    back.append(time.monotonic() - since)
-                end = time.monotonic() + draw.uniform(0.67, 1.33) * mean_s
-                while launcher.poll() is None and time.monotonic() < end:
-                    time.sleep(0.05)
-                alive = workers(launcher.pid)
-                if launcher.poll() is None and alive:
-                    os.kill(draw.choice(alive), signal.SIGKILL)
-                    kills += 1
-        finally:
-            if launcher.poll() is None:
-                os.killpg(launcher.pid, signal.SIGKILL)
-            launcher.wait()
-        seconds = time.monotonic() - start
-        summary = folder / "summary.json"
-        if not summary.exists():
-            printed.seek(0)
-            print(printed.read()[-4000:], file=sys.stderr)
-            return Outcome(launcher.returncode, seconds, kills, tuple(back), "")
-    return Outcome(launcher.returncode, seconds, kills, tuple(back), json.loads(summary.read_text())["state_sha256"])
+    folder.mkdir()
+    output, draw, made = folder / "run", random.Random(seed), Outcome()
+    with torchrun(processes, ["--max-restarts=99", *flags, "--output", "run"], folder) as launcher:
+        start = time.monotonic()
+        while launcher.process.poll() is None and time.monotonic() - start < LIMIT_S:
+            if mean_s is None:
+                time.sleep(0.1)
+                continue
+            since = time.monotonic()
+            if not new_checkpoint(output, launcher):
+                break
+            if made.kills:
+                made.back_s.append(round(time.monotonic() - since, 1))
+            end = time.monotonic() + draw.uniform(0.67, 1.33) * mean_s
+            while launcher.process.poll() is None and time.monotonic() < end:
+                time.sleep(0.05)
+            workers = sorted(launcher.workers().items())
+            if launcher.process.poll() is None and workers:
+                at = launcher.step(made.kills)
+                kill(draw.choice(workers)[1])
+                made.lost_steps.append(max(0, at - newest_step(output)))
+                made.kills += 1
+        made.seconds = time.monotonic() - start
+        made.status = launcher.process.wait(30)
+        if (summary := output / "summary.json").exists():
+            told = json.loads(summary.read_text())
+            made.state, made.steps = told["state_sha256"], newest_step(output)
+        else:
+            print(launcher.printed.read_text()[-4000:], file=sys.stderr)
+    return made
 
 
-def _new_checkpoint(folder: Path, launcher: subprocess.Popen[bytes]) -> bool:
+def newest_step(output: Path) -> int:
+    """The step of the newest checkpoint; 0 before the first."""
+    return max((int(path.name.rpartition("-")[2]) for path in checkpoints_in(output / "checkpoints")), default=0)
+
+
+def new_checkpoint(output: Path, launcher: Torchrun) -> bool:
     """Wait for one that is not there yet; False if the run ends before."""
-    before = {path.name for path in checkpoints_in(folder / "checkpoints")}
-    while {path.name for path in checkpoints_in(folder / "checkpoints")} <= before:
-        if launcher.poll() is not None:
+    before = newest_step(output)
+    while newest_step(output) <= before:
+        if launcher.process.poll() is not None:
             return False
         time.sleep(0.05)
     return True
@@ -111,9 +96,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         clean = run(Path(root, "clean"), flags, given.processes, None, given.seed)
         chaos = run(Path(root, "chaos"), flags, given.processes, given.mean, given.seed)
-    told = {"clean": asdict(clean), "chaos": asdict(chaos), "equal": clean.state == chaos.state != ""}
-    print(json.dumps(told | {"goodput": clean.seconds / chaos.seconds}, indent=2))
-    sys.exit(0 if told["equal"] else 1)
+    equal = clean.state == chaos.state != ""
+    goodput = {
+        "of steps": chaos.steps / max(1, chaos.steps + sum(chaos.lost_steps)),
+        "of time": clean.seconds / chaos.seconds,
+    }
+    print(json.dumps({"clean": asdict(clean), "chaos": asdict(chaos), "equal": equal, "goodput": goodput}, indent=2))
+    sys.exit(0 if equal and chaos.kills else 1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 from tests.config.test_flag_errors import FLAGS, ONE_PROCESS
 from tests.support.mistakes import write_mistakes
-from tests.support.processes import ROOT, Finished, call, fresh, spawn
+from tests.support.processes import ROOT, Finished, call, fresh, spawn, torchrun
 
 pytestmark = pytest.mark.runs
 
@@ -99,8 +99,7 @@ def test_no_flag_error_needs_torch(folder: Path) -> None:
 
 
 def test_a_real_torchrun_reports_status_2_and_shows_the_line_once(folder: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    done = call(*torchrun, SCRIPT, *MISSING_DATA[0].split(), cwd=folder)
+    done = call(*torchrun(3), SCRIPT, *MISSING_DATA[0].split(), cwd=folder)
     assert done.returncode == 1, "torchrun turns every failure into status 1"
     assert done.stderr.count("error: mnist") == 1, done.stderr
     assert re.findall(r"exitcode +: (-?\d+)", done.stderr) == ["2"] * 3, done.stderr

@@ -6,46 +6,20 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, Team, spawn, started
+from tests.support.processes import Team, spawn, started
+from tests.support.torchrun import SCRIPT, gone, torchrun
 
 pytestmark = pytest.mark.runs
 
-SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
 LONG = shlex.split(
     "--epochs 9000 --threads 1 --quiet --eval-every 50 --loss pred --width 0.125 --hidden-units 16 --train-limit 200"
 )  # an epoch is short, so that the first is soon over
 SAVED = r"error: interrupted at epoch \d+, step \d+ of the run; go on with --resume run"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-@contextmanager
-def torchrun(processes: int, *flags: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """A real torchrun in a session of its own; nothing of it is left afterwards."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", SCRIPT]
-    process = subprocess.Popen(
-        [*command, *flags],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def wait_for_training(folder: Path, timeout_s: float = 90) -> None:
@@ -56,44 +30,14 @@ def wait_for_training(folder: Path, timeout_s: float = 90) -> None:
         time.sleep(0.1)
 
 
-def workers(parent: int) -> dict[int, int]:
-    """Process id of each rank below a torchrun."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            status, environment = (entry / "status").read_text(), (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if f"PPid:\t{parent}\n" in status and (rank := re.search(rb"(?:^|\0)RANK=(\d+)", environment)):
-            found[int(rank[1])] = int(entry.name)
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def gone(pids: list[int], within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while any(alive(pid) for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_ctrl_c_ends_all_processes_with_a_short_message(tmp_path: Path, name: str) -> None:
-    with torchrun(3, *LONG, "--output", "run", cwd=tmp_path) as process:
+    with torchrun(3, [*LONG, "--output", "run"], tmp_path) as launcher:
         wait_for_training(tmp_path / "run")
-        ranks = workers(process.pid)
+        ranks = launcher.workers()
         assert sorted(ranks) == [0, 1, 2]
-        process.send_signal(signal.Signals[name])
-        _, printed = process.communicate(timeout=20)
+        launcher.process.send_signal(signal.Signals[name])
+        printed = launcher.wait(20)
         assert gone(list(ranks.values()), within_s=2), "an orphan is left"
     (ours,) = [line for line in printed.splitlines() if line.startswith(("interrupted", "error:"))]
     assert re.fullmatch(SAVED, ours)
@@ -135,18 +79,18 @@ def test_a_killed_process_is_named_by_those_that_are_left(tmp_path: Path, victim
 @pytest.mark.parametrize(("victim", "early"), [(1, False), (0, True)])
 def test_a_killed_process_ends_the_run(tmp_path: Path, victim: int, early: bool) -> None:
     """torchrun notices the death as fast as the neighbours do, which say so before it does, at whatever they are."""
-    with torchrun(3, *LONG, "--output", "run", cwd=tmp_path) as process:
+    with torchrun(3, [*LONG, "--output", "run"], tmp_path) as launcher:
         if early:
-            while len(workers(process.pid)) < 3:
+            while len(launcher.workers()) < 3:
                 time.sleep(0.05)
             time.sleep(0.5)  # they import torch
         else:
             wait_for_training(tmp_path / "run")
-        ranks = workers(process.pid)
+        ranks = launcher.workers()
         os.kill(ranks[victim], signal.SIGKILL)
-        _, printed = process.communicate(timeout=60)
+        printed = launcher.wait(60)
         assert gone(list(ranks.values()), within_s=2)
-    assert process.returncode == 1
+    assert launcher.process.returncode == 1
     lines = [line for line in printed.splitlines() if "Sending process" not in line]
     assert lines[0].startswith(f"error: stage {victim} (process {victim}) died: its process "), lines[:3]
     assert sum(line.startswith("error:") for line in lines) == 1
@@ -182,24 +126,24 @@ def test_a_process_that_is_stopped_before_it_comes_is_named(tmp_path: Path, afte
 
 
 def test_a_stopped_torchrun_makes_no_stage_guilty(tmp_path: Path) -> None:
-    with torchrun(2, *LONG, "--output", "run", "--timeout", "3", cwd=tmp_path) as process:
+    with torchrun(2, [*LONG, "--output", "run", "--timeout", "3"], tmp_path) as launcher:
         wait_for_training(tmp_path / "run")
-        ranks = workers(process.pid)
-        process.send_signal(signal.SIGSTOP)
+        ranks = launcher.workers()
+        launcher.process.send_signal(signal.SIGSTOP)
         assert gone(list(ranks.values()), within_s=40)
-        process.kill()
-        _, printed = process.communicate(timeout=10)
+        launcher.process.kill()
+        printed = launcher.wait(10)
     (line,) = printed.splitlines()
     assert line.startswith("error: torchrun's store has not answered stage 0 (process 0) for 3 s")
 
 
 def test_processes_that_lose_torchrun_do_not_outlive_it(tmp_path: Path) -> None:
-    with torchrun(2, *LONG, "--output", "run", cwd=tmp_path) as process:
+    with torchrun(2, [*LONG, "--output", "run"], tmp_path) as launcher:
         wait_for_training(tmp_path / "run")
-        ranks = workers(process.pid)
-        process.kill()
+        ranks = launcher.workers()
+        launcher.process.kill()
         assert gone(list(ranks.values()), within_s=15)
-        _, printed = process.communicate(timeout=10)
+        printed = launcher.wait(10)
     (line,) = printed.splitlines()
     assert line.startswith("error: stage 0 (process 0) lost torchrun's store")
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
-from tests.support.processes import ROOT, Finished, spawn_with
+from tests.support.processes import ROOT, Finished, call, free_port, spawn_with
 
 pytestmark = pytest.mark.runs
 
@@ -22,12 +26,6 @@ QUICK = (
 
 def launch(variables: list[dict[str, str]], folder: Path, *flags: str) -> list[Finished]:
     return spawn_with(variables, SCRIPT, *QUICK, *flags, "--output", "run", timeout_s=100, cwd=folder)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def one_line(ends: list[Finished]) -> str:
@@ -69,7 +67,7 @@ def test_variables_that_make_no_sense_are_one_line(variables: dict[str, str], me
 def test_several_tasks_of_srun_are_not_several_runs(tmp_path: Path) -> None:
     tasks = [{"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": rank} for rank in "01"]
     assert one_line(launch(tasks, tmp_path)).startswith("error: srun has started 2 processes (SLURM_NTASKS), which")
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ends = launch([task | meeting for task in tasks], tmp_path)
     assert [end.status for end in ends] == [0, 0], ends
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
@@ -77,7 +75,7 @@ def test_several_tasks_of_srun_are_not_several_runs(tmp_path: Path) -> None:
 
 def test_an_interface_that_is_not_there_is_told_once_by_the_process_that_misses_it(tmp_path: Path) -> None:
     """It used to end in a traceback of each process."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     names = ({"RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}, {"RANK": "1", "GLOO_SOCKET_IFNAME": "nosuch0"})
     line = one_line(launch([meeting | own for own in names], tmp_path))
     assert line.startswith("error: GLOO_SOCKET_IFNAME is 'nosuch0', but ")
@@ -105,3 +103,70 @@ def test_a_restart_begins_the_folders_of_its_launch_anew(processes: int, tmp_pat
     assert [end.status for end in ends[1]] == [0] * processes, ends[1]
     first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "broken"))
     assert first["state_sha256"] == second["state_sha256"]
+
+
+def local(processes: int, *flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    script = str(ROOT / "launch" / "local.py")
+    return call(script, "--processes", str(processes), *flags, cwd=cwd, timeout_s=100)
+
+
+def test_the_local_launcher_gives_the_weights_of_one_process(tmp_path: Path) -> None:
+    for processes in (1, 3):
+        done = local(processes, *QUICK, "--output", f"run{processes}", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), done
+    one, three = (json.loads((tmp_path / f"run{n}" / "summary.json").read_text()) for n in (1, 3))
+    assert (one["processes"], three["processes"]) == (1, 3)
+    assert one["state_sha256"] == three["state_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--epochs", "0"], "error: --epochs is 0, "),
+        (["--dataset", "mnist", "--data", "nowhere"], "error: mnist"),
+    ],
+)
+def test_the_local_launcher_ends_as_its_processes_do(tmp_path: Path, flags: list[str], line: str) -> None:
+    done = local(3, *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_the_local_launcher_names_what_it_cannot_start(tmp_path: Path) -> None:
+    done = local(0, cwd=tmp_path)
+    assert done.returncode == 2 and "--processes is 0; give 1 to 1024" in done.stderr
+
+
+def test_the_local_launcher_listens_to_nobody_else_and_ends_with_what_it_has_started(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", *QUICK, "--epochs", "9000"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, "--output", "run"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            told = tmp_path / "run" / "metrics.jsonl"
+            while not told.exists() or not told.read_text():
+                assert process.poll() is None
+                time.sleep(0.1)
+            ours = [process.pid, *children(process.pid)]
+            assert len(ours) == 3 and {address for pid in ours for address in listening(pid)} == {"0100007F"}
+            process.terminate()
+            _, printed = process.communicate(timeout=40)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: interrupted at epoch \d+, step \d+ of the run; go on with --resume run\n", printed)
+
+
+def children(parent: int) -> list[int]:
+    stats = {int(path.parent.name): path.read_text() for path in Path("/proc").glob("[0-9]*/stat")}
+    return [pid for pid, stat in stats.items() if int(stat.rpartition(")")[2].split()[1]) == parent]
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses on which a process takes connections, as /proc spells them: in hexadecimal, backwards."""
+    sockets = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    rows = [
+        row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()
+    ]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}

@@ -23,7 +23,7 @@ from pipeline.runtime import agreement
 from pipeline.runtime.checkpoint import digest
 from pipeline.training import Options, run
 from tests.runs.exactness_cases import BASE, vary
-from tests.support.processes import ROOT, call, spawn
+from tests.support.processes import ROOT, call, spawn, torchrun
 
 pytestmark = pytest.mark.runs
 
@@ -348,8 +348,7 @@ def test_the_command_trains_and_writes_its_folder(tmp_path: Path) -> None:
 def test_torchrun_gives_the_weights_of_one_process(tmp_path: Path) -> None:
     """The two commands of the README, on a small network."""
     flags = [SCRIPT, *QUICK, "--threads", "1", "--output"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
-    for start, folder in (([], "one"), (torchrun, "four")):
+    for start, folder in (([], "one"), (torchrun(4), "four")):
         done = call(*start, *flags, folder, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     one, four = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "four"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.environment import Environment
-from pipeline.runtime.siblings import death, stopped
+from pipeline.runtime.siblings import death, missing, stopped
 
 OURS = os.getppid()
 
@@ -37,40 +37,44 @@ def three(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def died(place: Environment, root: Path) -> tuple[int, int] | None:
+    return death(place, missing(place, root))
+
+
 def bury(root: Path, rank: int) -> None:
     for file in (root / str(100 + rank)).iterdir():
         file.unlink()
 
 
 def test_all_are_there(three: Path) -> None:
-    assert death(where(1), three) is None and stopped(where(1), three) == set()
+    assert missing(where(1), three) == set() and died(where(1), three) is None and stopped(where(1), three) == set()
 
 
 @pytest.mark.parametrize(("victim", "teller"), [(0, 1), (1, 0), (2, 0)])
 def test_the_first_that_is_left_tells_who_died(three: Path, victim: int, teller: int) -> None:
     bury(three, victim)
-    assert all(death(where(rank), three) == (victim, teller) for rank in {0, 1, 2} - {victim})
+    assert all(died(where(rank), three) == (victim, teller) for rank in {0, 1, 2} - {victim})
 
 
 def test_ranks_of_a_second_host_are_counted_from_its_first(tmp_path: Path) -> None:
     for rank in (3, 5):
         entry(tmp_path, 100 + rank, rank)
-    assert death(where(5, 2), tmp_path) == (4, 3)
+    assert died(where(5, 2), tmp_path) == (4, 3)
 
 
 def test_who_was_told_to_end_has_not_died(three: Path) -> None:
     bury(three, 0)
     bury(three, 1)
-    assert death(where(2), three) is None
+    assert died(where(2), three) is None
 
 
 def test_nobody_knows_who_has_ended_and_was_not_buried(three: Path) -> None:
     (three / "101" / "stat").write_text(f"101 (name) Z {OURS} 1 1")
-    assert death(where(0), three) is None
+    assert missing(where(0), three) is None and died(where(0), three) is None
 
 
 def test_processes_of_another_launcher_say_nothing(three: Path) -> None:
-    assert death(Environment(rank=0, world_size=3), three) is None
+    assert died(Environment(rank=0, world_size=3), three) is None
     assert stopped(Environment(rank=0, world_size=3), three) == set()
 
 

@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,17 @@ def spawn_with(variables: Sequence[Mapping[str, str]], *arguments: str, timeout_
     """Likewise, a process for each set of variables, which are all that it has of a launcher."""
     with _forks(variables, list(arguments), cwd) as team:
         return team.finish(timeout_s)
+
+
+def torchrun(processes: int, port: int | None = None) -> list[str]:
+    """Arguments that make python torchrun, whose default rendezvous needs a port that nobody else has."""
+    return ["-m", "torch.distributed.run", f"--master_port={port or free_port()}", f"--nproc_per_node={processes}"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
