@@ -122,8 +122,8 @@ def test_the_local_launcher_gives_the_weights_of_one_process(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--epochs", "0"], "error: --epochs is 0, "),
-        (["--dataset", "mnist", "--data", "nowhere"], "error: mnist"),
+        (["--epochs", "0"], "error: --epochs is 0; "),
+        (["--dataset", "mnist", "--data-dir", "nowhere"], "error: mnist"),
     ],
 )
 def test_the_local_launcher_ends_as_its_processes_do(tmp_path: Path, flags: list[str], line: str) -> None:
