@@ -62,7 +62,7 @@ def save_curves(records: Sequence[EpochRecord], path: str | Path, title: str) ->
     shown = [label for label in colours if label in lines]  # blocks without values are left out
     if shown:
         figure.legend([lines[label] for label in shown], shown, loc="outside right center", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format="png", dpi=120)
 
 
 def _drawable(text: str) -> str:
@@ -142,7 +142,7 @@ def save_timeline(spans: Sequence[Span], path: str | Path) -> None:
     axes.set_xlabel("ms   (numbers are batches; thin bars are transfers)")
     axes.spines[["top", "right"]].set_visible(False)
     _legend_of_spans(axes, {span.name for span in shown})
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, format="png", dpi=130)
 
 
 def _draw_spans(axes: Any, spans: Sequence[Span], begin_ns: int, end_ns: int) -> None:

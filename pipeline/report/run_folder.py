@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,7 +69,9 @@ class RunFolder:
                 for name in self._held():
                     (self.path / name).unlink()
                 _remove(self.checkpoints)
-            (self.path / "metrics.jsonl").touch()
+                (self.path / "metrics.jsonl").touch()
+            if self.checkpoints.is_symlink():
+                raise ConfigError(f"{self.checkpoints} is a link, which is not followed; put the folder in its place")
         except ConfigError:
             self.close()
             raise
@@ -115,15 +118,17 @@ class RunFolder:
         """Write what has not been, or nothing of it."""
         if not self._untold:
             return
-        path = self.path / "metrics.jsonl"
-        before = path.stat().st_size if path.exists() else 0
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(self._untold))
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.truncate(path, before)
-            raise
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # a link would lead out
+        handle = os.open(self.path / "metrics.jsonl", flags, 0o666)
+        with os.fdopen(handle, "ab", buffering=0) as file:
+            before, data = os.fstat(handle).st_size, "".join(self._untold).encode()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(handle, before)
+                raise
         self._untold.clear()
 
     def finish(
@@ -150,14 +155,19 @@ class RunFolder:
                 self._tell()
         title = f"{summary.model} on {summary.dataset}, {summary.loss}"
         curves = self.path / "curves.png"
-        return attempt(str(curves), lambda: save_curves(records, curves, title))
+        draw = partial(save_curves, records, title=title)
+        return attempt(str(curves), lambda: self._write(curves.name, draw))
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         """Under another name first, so that half a file is never taken for a result."""
         part = self.path / f"{name}.part"
         self.path.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away meanwhile
         try:
+            part.unlink(missing_ok=True)  # a link would lead out
+            part.touch(exist_ok=False)
+            mode = part.stat().st_mode  # the user's; safetensors has its own
             write(part)
+            part.chmod(mode)
             part.replace(self.path / name)
         finally:
             part.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ is loaded. Names of tensors begin with the block, not with a stage: any placemen
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -70,6 +71,8 @@ class CheckpointWriter:
         self._partial = folder / f".{self._target.name}.partial"
         self._files: list[dict[str, Any]] = []
         self.bytes = 0  # written so far
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "a link, which is not followed", str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir()
@@ -101,8 +104,8 @@ class CheckpointWriter:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """What may be checkpoints, the newest first; symbolic links are none."""
-    if not folder.is_dir():
+    """What may be checkpoints, the newest first; symbolic links are none, and lead to none."""
+    if folder.is_symlink() or not folder.is_dir():
         return []
     found = [
         path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load, load_file
 
 from pipeline.errors import ConfigError
+from pipeline.learning.packet import Position
 from pipeline.report import run_folder
-from pipeline.report.run_folder import RunFolder, check_kept
+from pipeline.report.run_folder import FILES, RunFolder, check_kept
+from pipeline.runtime.checkpoint_files import CheckpointWriter
 from tests.support.made_up import made_up
 
 RUN = made_up()
@@ -62,7 +64,7 @@ def test_an_epoch_that_could_not_be_written_down_comes_with_the_next(
     folder = RunFolder(str(tmp_path), overwrite=False)
     folder.append(replace(RUN.record, epoch=1))
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", no)
+        patched.setattr(os, "open", no)
         with pytest.raises(OSError, match="No space left"):
             folder.append(replace(RUN.record, epoch=2))
     folder.append(replace(RUN.record, epoch=3))
@@ -85,6 +87,62 @@ def test_a_link_to_nowhere_counts_as_a_file_in_the_way(tmp_path: Path) -> None:
         RunFolder(str(tmp_path), overwrite=False)
     finish(RunFolder(str(tmp_path), overwrite=True))
     assert json.loads((tmp_path / "summary.json").read_text())["schema"] == 1
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("suffix", ["", ".part"])
+@pytest.mark.parametrize("name", FILES)
+def test_no_link_in_it_is_followed_out(tmp_path: Path, name: str, suffix: str, goes_on: bool) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("mine")
+    path.mkdir()
+    (path / (name + suffix)).symlink_to(victim)
+    before = victim.stat().st_mtime_ns
+    folder = RunFolder(str(path), overwrite=True, goes_on=goes_on)
+    folder.write_config("x = 1")
+    folder.restore([])
+    folder.append(RUN.record)
+    assert finish(folder) == []
+    assert victim.read_text() == "mine" and victim.stat().st_mtime_ns == before
+    assert sorted(file.name for file in path.iterdir() if file.is_file() and not file.is_symlink()) == sorted(
+        [".lock", *FILES]
+    )
+
+
+def test_metrics_that_have_become_a_link_are_not_written_to(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "run"), overwrite=False)
+    (tmp_path / "victim").touch()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
+        folder.append(RUN.record)
+    assert (tmp_path / "victim").read_text() == ""
+
+
+def test_checkpoints_that_are_a_link_are_refused_or_removed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="run/checkpoints is a link, which is not followed; put the folder in its"):
+        RunFolder(str(tmp_path / "run"), overwrite=False, goes_on=True)
+    RunFolder(str(tmp_path / "run"), overwrite=True).close()
+    assert not (tmp_path / "run" / "checkpoints").exists() and (tmp_path / "elsewhere" / "mine").exists()
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_all_files_have_the_users_permissions(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        folder = RunFolder(str(tmp_path / "run"), overwrite=False)
+        folder.write_config("x = 1")
+        finish(folder)
+        CheckpointWriter(folder.checkpoints, Position(1, 4)).finish(Position(1, 4), {})
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert len(files) == 7
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: oct(mode) for path in files}
 
 
 def test_names_that_are_no_utf8_are_written_to(tmp_path: Path) -> None:

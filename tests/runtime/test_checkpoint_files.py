@@ -116,6 +116,14 @@ def test_a_file_that_changes_after_the_look_is_told(tmp_path: Path) -> None:
         checkpoint.block(0)
 
 
+def test_checkpoints_behind_a_link_are_neither_read_nor_written(tmp_path: Path) -> None:
+    written(tmp_path / "elsewhere", FIRST)
+    (tmp_path / "linked").symlink_to("elsewhere")
+    assert newest(tmp_path / "linked") == (None, [])
+    with pytest.raises(OSError, match="a link, which is not followed"):
+        CheckpointWriter(tmp_path / "linked", SECOND)
+
+
 def test_a_linked_checkpoint_is_none(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     there = written(tmp_path / "other", FIRST)
