@@ -1,7 +1,9 @@
-"""Memory that local losses need, counted before any of it is taken."""
+"""Memory that weights, local losses and queues need, counted before any of it is taken."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +14,7 @@ from pipeline.learning.balance import segment_ends
 from pipeline.learning.local_block import create_loss
 from pipeline.network.spec import BlockShape, Network
 
-__all__ = ["check_loss_memory", "loss_bytes"]
+__all__ = ["buffer_bytes", "check_buffers", "check_memory", "loss_bytes", "weight_bytes"]
 
 _FLOAT = 4  # bytes
 _MOMENTS = {"adam": 2, "amsgrad": 3, "sgd": 0}  # tensors that an optimizer keeps beside weight and gradient
@@ -25,7 +27,7 @@ def loss_bytes(config: TrainConfig, network: Network, shapes: Sequence[BlockShap
     Nothing is allocated, no random number drawn.
     """
     _, ends = segment_ends(config, shapes)
-    copies = 2 + _MOMENTS[config.optimizer] + (config.optimizer == "sgd" and config.momentum > 0)
+    copies = _copies(config)
     matrices = _MATRICES * config.batch_size**2 if config.loss_spec.similarity else 0
     needed = []
     for index, (spec, shape) in enumerate(zip(network, shapes, strict=True)):
@@ -44,13 +46,59 @@ def loss_bytes(config: TrainConfig, network: Network, shapes: Sequence[BlockShap
     return needed
 
 
-def check_loss_memory(
+def weight_bytes(config: TrainConfig, network: Network) -> list[int]:
+    """What the weights of each block need while training, with gradients and what the optimizer keeps."""
+    needed = []
+    for spec in network:
+        with torch.device("meta"):
+            block = spec.given or spec.build()
+        needed.append(_copies(config) * sum(weight.numel() * weight.element_size() for weight in block.parameters()))
+    return needed
+
+
+def _copies(config: TrainConfig) -> int:
+    """Tensors of the size of a weight that there are of it."""
+    return 2 + _MOMENTS[config.optimizer] + (config.optimizer == "sgd" and config.momentum > 0)
+
+
+def buffer_bytes(config: TrainConfig, shapes: Sequence[BlockShape], split: Sequence[int]) -> int:
+    """What the queues between the stages of several processes hold: packets that have come and were not taken yet."""
+    ends = itertools.accumulate(split[:-1])
+    return sum(_FLOAT * config.queue_depth * config.batch_size * math.prod(shapes[end - 1].outputs) for end in ends)
+
+
+def check_memory(
     config: TrainConfig, network: Network, shapes: Sequence[BlockShape], classes: int, available: int, where: str
 ) -> None:
-    """Raise ConfigError if the local losses of all blocks need more than `available` bytes; `where` names these."""
-    needed = loss_bytes(config, network, shapes, classes)
-    if sum(needed) <= available:
+    """Raise ConfigError if weights and local losses need more than `available` bytes; `where` names these."""
+    weights, losses = weight_bytes(config, network), loss_bytes(config, network, shapes, classes)
+    if sum(weights) + sum(losses) <= available:
         return
+    if sum(losses) >= sum(weights):
+        raise ConfigError(_losses_do_not_fit(config, network, shapes, losses, f"{where} has {_size(available)}"))
+    worst = weights.index(max(weights))
+    raise ConfigError(
+        f"the weights need {_size(sum(weights))} with gradients and what the optimizer keeps, most of it block "
+        f"{worst} ({network[worst].name}): {_size(weights[worst])}; {where} has {_size(available)}; make the network "
+        "smaller, such as by --width or --hidden-units"
+    )
+
+
+def check_buffers(
+    config: TrainConfig, shapes: Sequence[BlockShape], split: Sequence[int], available: int, where: str
+) -> None:
+    """Raise ConfigError if what the queues hold needs more than `available` bytes; `where` names these."""
+    needed = buffer_bytes(config, shapes, split)
+    if needed > available:
+        raise ConfigError(
+            f"the queues need {_size(needed)} for {config.queue_depth} batches of {config.batch_size} samples between "
+            f"{len(split)} stages; {where} has {_size(available)}; give a smaller --queue-depth or --batch-size"
+        )
+
+
+def _losses_do_not_fit(
+    config: TrainConfig, network: Network, shapes: Sequence[BlockShape], needed: Sequence[int], available: str
+) -> str:
     worst = max(range(len(needed)), key=needed.__getitem__)
     matrices = _FLOAT * _MATRICES * config.batch_size**2
     if config.loss_spec.similarity and matrices > needed[worst] // 2:
@@ -60,10 +108,9 @@ def check_loss_memory(
         remedy = f"give --loss pred, whose heads are small{less}"
     else:
         remedy = "pool what the block hands on, or cut the network into fewer --segments"
-    raise ConfigError(
+    return (
         f"the local losses need {_size(sum(needed))}, most of it block {worst} ({network[worst].name}): "
-        f"{_size(needed[worst])} for activations of shape {list(shapes[worst].features)}; {where} has "
-        f"{_size(available)}; {remedy}"
+        f"{_size(needed[worst])} for activations of shape {list(shapes[worst].features)}; {available}; {remedy}"
     )
 
 

@@ -10,7 +10,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.learning.balance import balance, cut_segments, members
 from pipeline.learning.cores import Host, share_cores
-from pipeline.learning.memory import check_loss_memory
+from pipeline.learning.memory import check_buffers, check_memory
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs, count_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
@@ -103,10 +103,10 @@ def agree_on_layout(
     hosts, decided = hosts_of(seats), None
     names = len({one.host for one in seats})
 
-    def check_memory() -> None:
-        check_loss_memory(config, network, shapes, sizes.classes, *memory_of(numerics.device, names, len(seats)))
+    def check() -> None:
+        check_memory(config, network, shapes, sizes.classes, *memory_of(numerics.device, names, len(seats)))
 
-    control.together("memory", check_memory if control.rank == 0 else lambda: None)
+    control.together("memory", check if control.rank == 0 else lambda: None)
     if control.rank == 0:
         # A single stage has the whole cost, whatever that is.
         split: Sequence[int] = [len(network)]
@@ -115,6 +115,9 @@ def agree_on_layout(
             split, costs, _ = decide_split(config, network, shapes, sizes.classes, hosts, numerics)
         decided = [list(split), costs, decide_threads(config, costs, split, hosts, numerics)]
     split, costs, threads = _SPLIT.share(control, decided)
+    if control.world_size > 1:
+        there = memory_of(numerics.device, names, len(seats))
+        control.together("buffers", lambda: check_buffers(config, shapes, split, *there))
     keeps = config.threads is None and numerics.device.type == "cpu"
     cores = own_cores(seats, threads, control.rank) if keeps else mine.mask
     return Layout(network, shapes, sizes.classes, config.segments, tuple(split), costs, tuple(threads), cores)

@@ -1,4 +1,4 @@
-"""Memory of local losses, counted before it is taken."""
+"""Memory of weights, local losses and queues, counted before it is taken."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.schema import TrainConfig
+from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.learning.memory import check_loss_memory, loss_bytes
+from pipeline.learning.memory import buffer_bytes, check_buffers, check_memory, loss_bytes, weight_bytes
 from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.spec import Network, infer_shapes
+from pipeline.network.zoo import named_network
 from tests.support.data import message
 
 SHAPE = (2, 50)
@@ -57,7 +58,37 @@ def test_counting_draws_nothing() -> None:
 def test_losses_that_do_not_fit_are_told_with_the_way_out(values: dict[str, object], remedy: str) -> None:
     config = TrainConfig(**values)  # type: ignore[arg-type]
     shapes = infer_shapes(network(), SHAPE)
-    text = message(lambda: check_loss_memory(config, network(), shapes, 3, 2_000, "this machine"), ConfigError)
+    text = message(lambda: check_memory(config, network(), shapes, 5, 2_000, "this machine"), ConfigError)
     assert "most of it block 0 (conv1d 0): " in text and "for activations of shape [4, 50]" in text
     assert "this machine has 0.0 MB" in text and text.endswith(remedy)
-    check_loss_memory(config, network(), shapes, 3, 1 << 40, "this machine")
+    check_memory(config, network(), shapes, 3, 1 << 40, "this machine")
+
+
+def test_weights_count_with_gradients_and_what_the_optimizer_keeps() -> None:
+    convolution, output = 2 * 4 * 3 + 4, 200 * 3 + 3
+    assert weight_bytes(TrainConfig(), network()) == [16 * convolution, 16 * output]
+    assert weight_bytes(TrainConfig(optimizer="sgd"), network()) == [8 * convolution, 8 * output]
+
+
+def test_weights_that_do_not_fit_are_told_and_not_built() -> None:
+    config = TrainConfig(loss="glob")
+    made = named_network(ModelConfig(model="mlp", hidden_units=10**6, hidden_layers=3), (1, 28, 28), 10, "glob")
+    shapes = infer_shapes(made, (1, 28, 28))
+    text = message(lambda: check_memory(config, made, shapes, 10, 1 << 36, "this machine"), ConfigError)
+    assert text == (
+        "the weights need 32.0 TB with gradients and what the optimizer keeps, most of it block 1 (linear "
+        "1000000-1000000): 16.0 TB; this machine has 68.7 GB; make the network smaller, such as by --width or "
+        "--hidden-units"
+    )
+
+
+def test_queues_hold_as_many_packets_as_they_may_between_processes() -> None:
+    shapes, config = infer_shapes(network(), SHAPE), TrainConfig(batch_size=8, queue_depth=5)
+    assert buffer_bytes(config, shapes, (2,)) == 0
+    assert buffer_bytes(config, shapes, (1, 1)) == 4 * 5 * 8 * 200
+    check_buffers(config, shapes, (1, 1), 32_000, "this machine")
+    text = message(lambda: check_buffers(config, shapes, (1, 1), 31_999, "this machine"), ConfigError)
+    assert text == (
+        "the queues need 0.0 MB for 5 batches of 8 samples between 2 stages; this machine has 0.0 MB; give a smaller "
+        "--queue-depth or --batch-size"
+    )
