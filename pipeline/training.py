@@ -28,7 +28,7 @@ from pipeline.network.zoo import named_network
 from pipeline.report.collector import Collector
 from pipeline.report.display import Display, Unseen, create_display
 from pipeline.report.gather import gather_plan, gather_summary, gather_trace, report_plan, report_summary
-from pipeline.report.keeping import Beginning, Keeping, begin, load, saver_of
+from pipeline.report.keeping import Beginning, Keeping, begin, load, look_for_parts, saver_of
 from pipeline.report.records import EpochRecord, Summary
 from pipeline.report.run_folder import RunFolder, check_kept
 from pipeline.report.sheltered import Sheltered
@@ -39,6 +39,7 @@ from pipeline.runtime.cores import staying_on
 from pipeline.runtime.exclusive import only_run
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.feed import Feed
+from pipeline.runtime.parts import Parts
 from pipeline.runtime.requests import Requests
 from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
@@ -237,7 +238,7 @@ def _train(
             notes=(*batches.notes, *told),
         )
         display.start(plan)
-    saver = saver_of(folder, keeping, config.keep, topology, control)
+    saver = saver_of(folder, keeping, config, topology, control, start)
     collector = Collector(config, display, folder, keeping.records, saver)
     traced = _TRACED.share(control, trace is not None if world.rank == 0 else None)
     recorder = Recorder(enabled=traced, synchronize=stages[0].synchronize)
@@ -282,17 +283,20 @@ def _open(job: _Job, options: Options, world: World, device: torch.device, closi
     `closing` is given what must be closed, also if this fails half-way.
     """
 
+    restarts = options.output is not None and world.rank == 0 and world.attempts.has_begun(_name(options.output))
+    parts = look_for_parts(world.control, options.output, AUTO if restarts else options.resume)
+
     def first() -> tuple[Beginning, TraceFile | None, Batches | None]:
         batches, output = job.batches(device), options.output
         trace = None if options.trace is None else TraceFile(options.trace, output)
         if output is not None:
             check_kept(_state(job.given))
-        beginning = _begin(options, world, closing)
+        beginning = _begin(options, world, closing, parts)
         if trace is not None:
             trace.check_writable()
         return beginning, trace, batches
 
-    nothing = (Beginning(), None, None)
+    nothing = (Beginning(parts=parts), None, None)
     beginning, trace, batches = world.control.together("start", first if world.rank == 0 else lambda: nothing)
     mine = None
     if batches is not None:
@@ -306,19 +310,30 @@ def _open(job: _Job, options: Options, world: World, device: torch.device, closi
     return beginning, trace, batches, SIZES.share(world.control, mine)
 
 
-def _begin(options: Options, world: World, closing: contextlib.ExitStack) -> Beginning:
+def _begin(options: Options, world: World, closing: contextlib.ExitStack, parts: Parts | None = None) -> Beginning:
     """Open the run folder; in one that an earlier attempt of this launch has begun the run goes on."""
     if options.output is None:
-        return begin(None, overwrite=False, resume=options.resume)
-    name = f"folder {Path(options.output).absolute()}"
+        return begin(None, overwrite=False, resume=options.resume, parts=parts)
+    name = _name(options.output)
     if world.attempts.has_begun(name):
-        beginning = begin(options.output, overwrite=False, resume=AUTO)
+        beginning = begin(options.output, overwrite=False, resume=AUTO, parts=parts)
     else:
-        beginning = begin(options.output, overwrite=options.overwrite, resume=options.resume, renames=options.renames)
+        beginning = begin(
+            options.output,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            renames=options.renames,
+            parts=parts,
+        )
     if beginning.folder is not None:
         closing.callback(beginning.folder.close)
     world.attempts.begin(name)
     return beginning
+
+
+def _name(output: str) -> str:
+    """By which the attempts of a launch know a run folder."""
+    return f"folder {Path(output).absolute()}"
 
 
 def _threads(layout: Layout) -> tuple[int, ...] | int:

@@ -16,7 +16,18 @@ AUTO = "auto"
 """As `--resume`: from the newest complete checkpoint of `--output`, or from the start if there is none."""
 
 _FREE = {  # what changes no bit of what is still to be computed
-    *("epochs", "eval_every", "checkpoint_every", "keep", "stages", "split", "queue_depth", "timeout", "capture"),
+    *(
+        "epochs",
+        "eval_every",
+        "checkpoint_every",
+        "checkpoint_local",
+        "keep",
+        "stages",
+        "split",
+        "queue_depth",
+        "timeout",
+        "capture",
+    ),
     *("data_dir", "download"),
 }
 _ROUNDING = {"device", "threads"}  # what changes the last bits

@@ -27,6 +27,9 @@ class Schedule:
         None, "steps between checkpoints", Bounds(1, 10**12, why="no run has more steps"), shown="once per epoch"
     )
     keep: int = option(3, "newest checkpoints that are kept", Bounds(1, 1000, why="they fill the disk"))
+    checkpoint_local: bool = option(
+        False, "each process saves its own blocks on its own disk; else process 0 saves all"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, Schedule)

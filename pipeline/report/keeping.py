@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.report.records import EpochRecord
 from pipeline.report.run_folder import RunFolder
 from pipeline.runtime.agreement import Sizes
 from pipeline.runtime.checkpoint_files import Checkpoint
+from pipeline.runtime.parts import Parts, find_parts, has_parts, own_part
 from pipeline.runtime.resume import checkpoint_of, load_stages, load_weights, weights_of
 from pipeline.runtime.saver import Saver
 from pipeline.runtime.topology import Topology
@@ -27,10 +29,12 @@ from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic, decoded
 
-__all__ = ["Beginning", "Keeping", "begin", "load", "saver_of"]
+__all__ = ["Beginning", "Keeping", "begin", "load", "look_for_parts", "saver_of"]
 
 _START = Topic("start", list)
-_SAVES = Topic("saves", bool)
+_SAVES = Topic("saves", str)
+_RUN = Topic("run", str)
+_SOURCE = Topic("source", str)
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,27 @@ class Beginning:
     folder: RunFolder | None = None
     checkpoint: Checkpoint | None = None  # to go on from
     notes: tuple[str, ...] = ()
+    parts: Parts | None = None  # which the checkpoint is in, in every process
 
 
-def begin(output: str | None, *, overwrite: bool, resume: str | None, renames: bool = False) -> Beginning:
-    """Open the run folder, new or to go on in, and find the checkpoint to go on from.
+def look_for_parts(control: Control, output: str | None, resume: str | None) -> Parts | None:
+    """The newest whole checkpoint that `--checkpoint-local` has left where process 0 will look, if there is one.
+
+    Every process calls it, process 0 with what it has been asked for.
+    """
+    mine = None
+    if control.rank == 0:
+        source = output if resume == AUTO else resume
+        checkpoints = None if source is None else Path(source, "checkpoints")
+        mine = str(checkpoints) if checkpoints is not None and has_parts(checkpoints) else ""
+    checkpoints_of_all = _SOURCE.share(control, mine)
+    return find_parts(control, Path(checkpoints_of_all)) if checkpoints_of_all else None
+
+
+def begin(
+    output: str | None, *, overwrite: bool, resume: str | None, renames: bool = False, parts: Parts | None = None
+) -> Beginning:
+    """Open the run folder, new or to go on in, and find the checkpoint to go on from, of which `parts` may be one.
 
     With `renames` a name that is taken is followed by a number.
 
@@ -58,14 +79,18 @@ def begin(output: str | None, *, overwrite: bool, resume: str | None, renames: b
     if resume == AUTO and output is None:
         raise ConfigError("--resume auto looks into the run folder, but there is none; give --output as well")
     source = output if resume == AUTO and output is not None else resume
-    checkpoint, passed = checkpoint_of(source, required=resume != AUTO)
+    checkpoint, passed = checkpoint_of(source, required=resume != AUTO and parts is None)
+    if parts is not None and (checkpoint is None or checkpoint.at < parts.at):
+        checkpoint, passed = parts.first, [*passed, *parts.passed]
+    else:
+        parts = None
     if output is None:
-        return Beginning(None, checkpoint, tuple(passed))
+        return Beginning(None, checkpoint, tuple(passed), parts)
     same = Path(source).resolve() == Path(output).resolve()
     if same and checkpoint is None and not passed and not (Path(output) / "summary.json").exists():
         return Beginning(RunFolder(output, overwrite=True))  # begun, and ended before there was anything to go on from
     folder = RunFolder(output, overwrite=overwrite, goes_on=same and (checkpoint is not None or bool(passed)))
-    return Beginning(folder, checkpoint, tuple(passed))
+    return Beginning(folder, checkpoint, tuple(passed), parts)
 
 
 def _first_free(output: str) -> RunFolder:
@@ -156,11 +181,15 @@ def load(
     checkpoint, control = beginning.checkpoint, bulk.control
     mine = None
     if control.rank == 0:
-        mine = [] if checkpoint is None else [checkpoint.at.epoch, checkpoint.at.step]
+        mine = [] if checkpoint is None else [checkpoint.at.epoch, checkpoint.at.step, beginning.parts is not None]
     start = _START.share(control, mine)
     if start:
-        load_stages(stages, topology, bulk, None if checkpoint is None else checkpoint.block, "the checkpoint")
-        return Position(*start)
+        epoch, step, in_parts = start
+        if in_parts and beginning.parts is not None:
+            load_stages(stages, topology, bulk, beginning.parts.read, "the checkpoint", beginning.parts.readers)
+        else:
+            load_stages(stages, topology, bulk, None if checkpoint is None else checkpoint.block, "the checkpoint")
+        return Position(epoch, step)
     if init_from is not None:
         first: Callable[[], Mapping[int, Any]] = lambda: weights_of(init_from) if control.rank == 0 else {}  # noqa: E731
         found = control.together("weights", first)
@@ -169,10 +198,26 @@ def load(
 
 
 def saver_of(
-    folder: RunFolder | None, keeping: Keeping, keep: int, topology: Topology, control: Control
+    folder: RunFolder | None, keeping: Keeping, config: TrainConfig, topology: Topology, control: Control, at: Position
 ) -> Saver | None:
-    """What saves the run where there is a run folder, which process 0 alone has."""
-    if not _SAVES.share(control, folder is not None if control.rank == 0 else None):
+    """What saves the run, which begins `at`, where there is a run folder, which process 0 alone has."""
+    first = control.rank == 0
+    place = _SAVES.share(control, None if not first else str(folder.checkpoints) if folder is not None else "")
+    if not place:
         return None
-    place = None if folder is None else folder.checkpoints
-    return Saver(Bulk(control, "checkpoint"), topology, place, keep, keeping.about)
+    bulk = Bulk(control, "checkpoint")
+    if not config.checkpoint_local:
+        return Saver(bulk, topology, Path(place) if first else None, config.keep, keeping.about)
+    run = _RUN.share(control, secrets.token_hex(8) if first else None)
+    part = control.together("part", lambda: _part(Path(place), control.rank, at))
+    return Saver(bulk, topology, part, config.keep, keeping.about, run)
+
+
+def _part(checkpoints: Path, rank: int, at: Position) -> Path:
+    try:
+        return own_part(checkpoints, rank, at)
+    except OSError as error:
+        raise ConfigError(
+            f"process {rank} cannot keep checkpoints in {error.filename or checkpoints} ({error.strerror}); give an "
+            "--output that every process can write, or leave out --checkpoint-local"
+        ) from error

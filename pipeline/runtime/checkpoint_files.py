@@ -30,10 +30,11 @@ from pipeline.errors import DataError, first_line
 from pipeline.learning.packet import Position
 from pipeline.text import json_text
 
-__all__ = ["Checkpoint", "CheckpointWriter", "checkpoints_in", "newest", "prune"]
+__all__ = ["Checkpoint", "CheckpointWriter", "checkpoints_in", "newest", "prune", "whole_ones"]
 
 _SCHEMA = 1
 _NAME = re.compile(r"epoch-(\d{5,})-step-(\d{9,})")
+_BLOCK = re.compile(r"block-(\d{5,})\.safetensors")
 _MANIFEST, _HASH = "manifest.json", "manifest.sha256"
 _MANIFEST_BYTES = 64 << 20  # at most: what is larger is none
 
@@ -51,15 +52,16 @@ class Checkpoint:
     about: Mapping[str, Any]  # as it was written
 
     @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return len(self.about["files"])
+    def held(self) -> list[int]:
+        """The blocks that are in it."""
+        return [int(match[1]) for file in self.about["files"] if (match := _BLOCK.fullmatch(file["name"]))]
 
     def block(self, index: int) -> dict[str, Tensor]:
         """The tensors of a block. Raises DataError if the file has changed since it was looked for."""
         try:
-            return load(_checked(self.path, self.about["files"][index]))
-        except (Damaged, SafetensorError) as error:
+            entry = self.about["files"][self.held.index(index)]
+            return load(_checked(self.path, entry))
+        except (Damaged, SafetensorError, ValueError) as error:
             raise DataError(f"{self.path} is damaged ({first_line(error)}); resume from the one before") from error
 
 
@@ -77,9 +79,9 @@ class CheckpointWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir()
 
-    def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """The next block, of CPU tensors."""
-        name = f"block-{len(self._files):05d}.safetensors"
+    def add(self, tensors: Mapping[str, Tensor], index: int) -> None:
+        """A block, of CPU tensors."""
+        name = f"block-{index:05d}.safetensors"
         data = save({key: tensor.contiguous() for key, tensor in tensors.items()})
         _write(self._partial / name, data)
         self.bytes += len(data)
@@ -122,6 +124,17 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except Damaged as error:
             passed.append(f"checkpoint {path.name} is damaged ({error}): passed over")
     return None, passed
+
+
+def whole_ones(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+    """All that are complete, the newest first, as `newest` tells it."""
+    found, passed = list[Checkpoint](), list[str]()
+    for path in checkpoints_in(folder):
+        try:
+            found.append(_opened(path))
+        except Damaged as error:
+            passed.append(f"checkpoint {folder.name}/{path.name} is damaged ({error}): passed over")
+    return found, passed
 
 
 def prune(folder: Path, keep: int) -> None:

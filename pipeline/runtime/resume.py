@@ -34,12 +34,21 @@ def checkpoint_of(folder: str | Path, *, required: bool) -> tuple[Checkpoint | N
     return found, passed
 
 
-def load_stages(stages: Sequence[Stage], topology: Topology, bulk: Bulk, read: ReadBlock | None, where: str) -> None:
-    """Let the stages of this process go on from the state of their blocks; `read` gives it, in process 0.
+def load_stages(
+    stages: Sequence[Stage],
+    topology: Topology,
+    bulk: Bulk,
+    read: ReadBlock | None,
+    where: str,
+    readers: Sequence[int] = (),
+) -> None:
+    """Let the stages of this process go on from the state of their blocks.
+
+    `read` gives that, in process 0; where there are `readers`, in the one of each block.
 
     Raises ConfigError, in all processes, if a block is another one than was saved.
     """
-    found = _handed_out(topology, bulk, read)
+    found = _handed_out(topology, bulk, read, readers)
 
     def load() -> None:
         for stage in stages:
@@ -84,17 +93,27 @@ def _check_fits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where
             )
 
 
-def _handed_out(topology: Topology, bulk: Bulk, read: ReadBlock | None) -> dict[str, Tensor]:
-    """The tensors of this process's blocks, block by block from process 0."""
-    control, mine = bulk.control, dict[str, Tensor]()
+def _handed_out(
+    topology: Topology, bulk: Bulk, read: ReadBlock | None, readers: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """The tensors of this process's blocks, block by block, by way of process 0 from who reads it."""
+    rank, mine = bulk.control.rank, dict[str, Tensor]()
     for index, owner in sorted(topology.owners().items()):
-        if control.rank == 0:
-            assert read is not None, "process 0 reads"
-            tensors = dict(read(index))
-            if owner == 0:
-                mine |= tensors
-                continue
-            bulk.send_named(owner, f"block/{index}", tensors)
-        elif owner == control.rank:
-            mine |= bulk.receive_named(0, f"block/{index}")
+        reader, name = readers[index] if readers else 0, f"block/{index}"
+        tensors: Mapping[str, Tensor] = {}
+        if rank == reader:
+            assert read is not None, "it reads"
+            tensors = read(index)
+        if reader not in {0, owner}:
+            if rank == reader:
+                bulk.send_named(0, f"{name}/read", tensors)
+            elif rank == 0:
+                tensors = bulk.receive_named(reader, f"{name}/read")
+        if owner not in {0, reader}:
+            if rank == 0:
+                bulk.send_named(owner, name, tensors)
+            elif rank == owner:
+                tensors = bulk.receive_named(0, name)
+        if rank == owner:
+            mine |= tensors
     return mine

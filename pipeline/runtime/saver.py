@@ -5,6 +5,7 @@
     stage 2   ...       train  SNAPSHOT ...       copy ─┘
 
 The packet rides the queues, so that all copies are of one position. No shared disk is needed: process 0 alone writes.
+With `--checkpoint-local` each process writes its own blocks, as `parts` has it, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pipeline.transport.watch import watching
 __all__ = ["Saved", "Saver", "by_block"]
 
 _REFRESH_S = 0.1
+_LAG = 2  # positions of which one process may have saved the newer while another still has the older
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Saver:
     Args:
         bulk: of this saver alone, since it is used by a thread of its own.
         topology: whose blocks come from where.
-        folder: of the checkpoints, in process 0.
+        folder: of the checkpoints, in process 0; in all, each its own, with a `run`.
         keep: how many of them stay.
         about: what the manifest says beside files and position; waited for until it is known.
+        run: the name of a run whose processes write their own blocks; empty where process 0 writes all.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Saver:
         folder: Path | None,
         keep: int,
         about: Callable[[Position], Mapping[str, Any] | None],
+        run: str = "",
     ) -> None:
         self.bulk, self.topology, self.folder, self.keep, self.about = bulk, topology, folder, keep, about
+        self.run = run
         self.saved: list[Saved] = []
         self._jobs: queue.Queue[tuple[Position, dict[str, Tensor], float] | None] = queue.Queue(1)
         self._busy = threading.Event()
@@ -143,6 +148,9 @@ class Saver:
 
     def _save(self, at: Position, copies: dict[str, Tensor], stalled_s: float) -> None:
         start, mine = time.perf_counter(), by_block(copies)
+        if self.folder is not None and self.run:
+            self._keep(self.folder, at, mine, start, stalled_s)
+            return
         if self.folder is None:
             for index in sorted(mine):
                 self.bulk.send_named(0, f"{at.epoch}/{at.step}/{index}", mine[index])
@@ -151,11 +159,26 @@ class Saver:
         try:
             for index, owner in sorted(self.topology.owners().items()):
                 key = f"{at.epoch}/{at.step}/{index}"
-                writer.add(mine.pop(index) if index in mine else self.bulk.receive_named(owner, key))
+                writer.add(mine.pop(index) if index in mine else self.bulk.receive_named(owner, key), index)
             path = writer.finish(at, self._about(at))
         finally:
             writer.close()
         prune(self.folder, self.keep)
+        self.saved.append(Saved(at, path, writer.bytes, stalled_s, time.perf_counter() - start))
+
+    def _keep(
+        self, folder: Path, at: Position, mine: Mapping[int, Mapping[str, Tensor]], start: float, stalled_s: float
+    ) -> None:
+        """Write the blocks of this process alone."""
+        about: dict[str, Any] = {"run": self.run, "blocks": len(self.topology.owners())}
+        writer = CheckpointWriter(folder, at)
+        try:
+            for index in sorted(mine):
+                writer.add(mine[index], index)
+            path = writer.finish(at, about | dict(self._about(at) if self.bulk.control.rank == 0 else {}))
+        finally:
+            writer.close()
+        prune(folder, max(self.keep, _LAG))
         self.saved.append(Saved(at, path, writer.bytes, stalled_s, time.perf_counter() - start))
 
     def _about(self, at: Position) -> Mapping[str, Any]:

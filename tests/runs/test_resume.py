@@ -224,14 +224,54 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
 SMALL: RunConfig = vary(BASE, loss="pred", epochs=2, threads=1)
 
 
+LOCAL = ["--checkpoint-local", "--checkpoint-every", "3", "--keep", "9"]
+
+
+@pytest.mark.parametrize("target", ["one", "two", "split"])
+def test_parts_on_the_disks_of_processes_are_one_checkpoint(undisturbed: Path, tmp_path: Path, target: str) -> None:
+    folder = undisturbed / "local"
+    if not folder.exists():
+        train("split", *FLAGS, "--epochs", "2", *LOCAL, "--output", "local", cwd=undisturbed)
+    kept = {path.name: [at.name for at in checkpoints_in(path)] for path in (folder / "checkpoints").iterdir()}
+    assert set(kept) == {"part-00000", "part-00001", "part-00002"}
+    assert len({tuple(names) for names in kept.values()}) == 1 and len(kept["part-00000"]) > 2
+    held = [Path(folder, "checkpoints", part, kept[part][0]).glob("block-*") for part in sorted(kept)]
+    assert [len(list(files)) for files in held] == [1, 6, 1]
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "part-00002" / kept["part-00002"][0])  # as if it had died there
+    told = train(target, *FLAGS, "--epochs", "3", *LOCAL, "--resume", "run", "--output", "run", cwd=tmp_path)
+    assert f"part-00000/{kept['part-00000'][1]}" in told
+    assert state(tmp_path / "run") == state(undisturbed / "whole")
+    assert epochs(tmp_path / "run") == [1, 2, 3]
+
+
+def test_parts_of_two_runs_are_never_taken_together(undisturbed: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "2")):
+        train("two", *FLAGS, "--epochs", "1", *LOCAL, "--seed", seed, "--output", name, cwd=tmp_path)
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "part-00001")
+    shutil.copytree(tmp_path / "b" / "checkpoints" / "part-00001", tmp_path / "a" / "checkpoints" / "part-00001")
+    done = spawn([SCRIPT, *FLAGS, "--epochs", "2", "--resume", "a", "--output", "c"], 2, 60, cwd=tmp_path)
+    assert {end.status for end in done} == {2}
+    assert "error: --resume a holds no complete checkpoint" in "".join(end.stderr for end in done)
+
+
+def test_a_run_that_process_0_has_saved_goes_on_in_parts(undisturbed: Path, tmp_path: Path) -> None:
+    train("two", *FLAGS, "--epochs", "1", "--output", "run", cwd=tmp_path)
+    train("split", *FLAGS, "--epochs", "2", *LOCAL, "--resume", "run", "--output", "run", cwd=tmp_path)
+    (older,) = checkpoints_in(tmp_path / "run" / "checkpoints")
+    assert older.name < checkpoints_in(tmp_path / "run" / "checkpoints" / "part-00001")[0].name
+    told = train("one", *FLAGS, "--epochs", "3", "--resume", "run", "--output", "run", cwd=tmp_path)
+    assert "part-00000/epoch-00002-step-000000012" in told and state(tmp_path / "run") == state(undisturbed / "whole")
+
+
 def test_a_disk_that_is_full_while_saving_ends_the_run_and_the_one_before_stays(tmp_path: Path) -> None:
     add, saved = CheckpointWriter.add, []
 
-    def full(writer: CheckpointWriter, tensors: Mapping[str, Tensor]) -> None:
+    def full(writer: CheckpointWriter, tensors: Mapping[str, Tensor], index: int) -> None:
         saved.append(1)
         if len(saved) > 10:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        add(writer, tensors)
+        add(writer, tensors, index)
 
     output = str(tmp_path / "run")
     told = r"cannot write the checkpoint of epoch 3, step \d+ to .* \(No space left on device\); make room, then go on"

@@ -29,8 +29,8 @@ def state(number: float) -> list[dict[str, Tensor]]:
 
 def written(folder: Path, at: Position, number: float = 1.0) -> Path:
     writer = CheckpointWriter(folder, at)
-    for block in state(number):
-        writer.add(block)
+    for index, block in enumerate(state(number)):
+        writer.add(block, index)
     return writer.finish(at, {"note": number})
 
 
@@ -39,7 +39,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     written(tmp_path, SECOND, 2.0)
     checkpoint, passed = newest(tmp_path)
     assert checkpoint is not None and passed == []
-    assert (checkpoint.at, checkpoint.about["note"], checkpoint.blocks) == (SECOND, 2.0, 2)
+    assert (checkpoint.at, checkpoint.about["note"], checkpoint.held) == (SECOND, 2.0, [0, 1])
     for index, block in enumerate(state(2.0)):
         found = checkpoint.block(index)
         assert found.keys() == block.keys()
@@ -48,7 +48,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 def test_nothing_is_seen_before_it_is_finished(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, FIRST)
-    writer.add(state(1.0)[0])
+    writer.add(state(1.0)[0], 0)
     assert newest(tmp_path) == (None, [])
     writer.close()
     assert list(tmp_path.iterdir()) == []
@@ -56,7 +56,7 @@ def test_nothing_is_seen_before_it_is_finished(tmp_path: Path) -> None:
 
 
 def test_a_position_is_written_again_after_a_crash(tmp_path: Path) -> None:
-    CheckpointWriter(tmp_path, FIRST).add(state(1.0)[0])  # and then the process died
+    CheckpointWriter(tmp_path, FIRST).add(state(1.0)[0], 0)  # and then the process died
     written(tmp_path, FIRST, 2.0)
     written(tmp_path, FIRST, 3.0)
     checkpoint, _ = newest(tmp_path)
