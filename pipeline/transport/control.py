@@ -7,7 +7,6 @@ thread, the messenger, talks to the store: the thread that trains posts, and rea
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -18,12 +17,12 @@ from typing import Any, TypeVar
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from pipeline.errors import ConfigError, DataError, PipelineError, StageFailure, first_line
-from pipeline.learning.packet import Position
-from pipeline.transport.mates import Mates, own_place
+from pipeline.transport.mates import own_place
 from pipeline.transport.messenger import Messenger, UnansweredError
+from pipeline.transport.pulse import Pulse, failure_key
 from pipeline.transport.silence import Silence
 from pipeline.transport.values import Values
-from pipeline.transport.verdict import Verdict, known, read_report, report
+from pipeline.transport.verdict import known, read_report, report
 from pipeline.transport.watch import Beat, Watch, read_beat
 
 __all__ = ["Control"]
@@ -36,16 +35,12 @@ _REPORT_S = 2.0  # within which a process that ends says why, and a store answer
 _KINDS: dict[str, type[PipelineError]] = {e.__name__: e for e in (ConfigError, DataError, StageFailure)}
 
 
-class Control:
+class Control(Pulse):
     """One process's end of the control channel.
 
     The first failure ends a generation: from then on everybody who waits in it gets that failure. A generation has
     rounds, one for each run: in a new round every name can be used again. All processes share the store; a peer that
     is silent for `timeout_s` seconds counts as lost; `describe` names a process for people.
-
-    Attributes:
-        at, waits_for: where the main thread is, and the process whose packet or room it waits for; peers see both.
-        watches: the waits under way, for the messenger.
     """
 
     def __init__(
@@ -58,15 +53,8 @@ class Control:
         hears: Callable[[PipelineError], None] = lambda _: None,
     ) -> None:
         """`hears` is told, by any thread, of a failure that ends a generation and is not this process's own."""
-        self.store, self.rank, self.world_size, self.timeout_s = store, rank, world_size, timeout_s
-        self.describe, self._hears = describe, hears
-        self.at = Position()
-        self.waits_for: int | None = None
-        self.watches: list[Watch] = []
-        self._interval_s = min(1.0, timeout_s / 4)
-        self._generation = -1  # before the first no turn is taken
-        self._beats, self._beaten = 0, -math.inf
-        self._values, self._verdict, self._mates = Values(), Verdict(), Mates()
+        super().__init__(rank, timeout_s, describe, hears)
+        self.store, self.world_size, self._values = store, world_size, Values()
         self._messenger: Messenger | None = None
         if world_size > 1:
             turn_s = min(_TURN_S, self._interval_s)
@@ -86,7 +74,7 @@ class Control:
         self.renew()
 
     def _has_failed(self, generation: int) -> bool:
-        return self._ask(lambda store: store.check([_failure(generation)]))
+        return self._ask(lambda store: store.check([failure_key(generation)]))
 
     def renew(self) -> None:
         """Begin the next round of this generation, in which all names are new; every process calls it."""
@@ -215,7 +203,9 @@ class Control:
         """
         generation, mine = self._generation, report(message, self.rank)
         try:
-            found = read_report(self._ask(lambda store: store.compare_set(_failure(generation), "", mine), _REPORT_S))
+            found = read_report(
+                self._ask(lambda store: store.compare_set(failure_key(generation), "", mine), _REPORT_S)
+            )
         except UnansweredError:
             found = read_report(mine)
         self._verdict.learn(generation, *found)
@@ -223,15 +213,9 @@ class Control:
 
     def raise_if_failed(self) -> None:
         """Raise the failure that any process has reported."""
-        told = self._ask(lambda store: self._values.text(store, _failure(self._generation)))
+        told = self._ask(lambda store: self._values.text(store, failure_key(self._generation)))
         if told is not None:
             raise known(*read_report(told))
-
-    def raise_if_learnt(self) -> None:
-        """Raise the failure that the messenger knows of; does not ask the store."""
-        failure = self._verdict.of(self._generation)
-        if failure is not None:
-            raise failure
 
     def lost(self, rank: int | None, reason: str) -> PipelineError:
         """The error after a connection broke: the report of the process that failed, else that `rank` died.
@@ -246,14 +230,7 @@ class Control:
             time.sleep(_POLL_S)
         who = "a process" if rank is None else self.describe(rank)
         what = "does not answer" if "Timed out" in reason else "died"
-        return self._noticed(f"{who} {what}: {reason}; see its output above, then start the run anew")
-
-    def unanswered(self) -> PipelineError:
-        """The error of one who has heard nothing from the store, nor from those it waits for, within the timeout."""
-        return self._noticed(self._without_answers())
-
-    def _noticed(self, message: str) -> PipelineError:
-        failure = self.fail(message)
+        failure = self.fail(f"{who} {what}: {reason}; see its output above, then start the run anew")
         self._hears(failure)
         return failure
 
@@ -283,68 +260,8 @@ class Control:
                     raise
                 raise self._given_up(self._without_answers()) from error
 
-    def _turn(self, store: Store) -> None:
-        """What the messenger does several times a second."""
-        generation, now = self._generation, time.monotonic()
-        if generation < 0:
-            return
-        if now - self._beaten >= self._interval_s:
-            self._beaten, self._beats = now, self._beats + 1
-            self._set_beat(store, self._beats)
-        key, trouble = _failure(generation), self._dead(store) or self._silent(store)
-        if trouble is not None:
-            self._hear(generation, store.compare_set(key, "", report(trouble, self.rank)))
-        elif store.check([key]):
-            self._hear(generation, store.get(key))
-
-    def _hear(self, generation: int, told: bytes) -> None:
-        """The messenger has learnt of a failure."""
-        message, rank = read_report(told)
-        if self._verdict.learn(generation, message, rank):
-            self._hears(known(message, rank))
-
-    def _dead(self, store: Store) -> str | None:
-        """A process of this host that has ended without having left."""
-        for rank, pid in self._mates.gone().items():
-            beat = read_beat(store, rank)
-            if beat is None or beat.count > 0:
-                what = f"died: its process {pid} is gone"
-                return f"{self.describe(rank)} {what}; see its output above, then start the run anew"
-        return None
-
-    def _silent(self, store: Store) -> str | None:
-        """What is wrong with a process that this one waits for."""
-        for watch in tuple(self.watches):
-            if watch.rank != self.rank and (trouble := watch.look(read_beat(store, watch.rank))) is not None:
-                return trouble
-        return None
-
-    def _set_beat(self, store: Store, count: int) -> None:
-        store.set(f"beat/{self.rank}", Beat(count, self.at.epoch, self.at.step, self.waits_for).text())
-
-    def _leave(self, store: Store) -> None:
-        """The messenger's last act."""
-        self._set_beat(store, 0)
-
     def _lose_store(self, error: RuntimeError) -> None:
         self._given_up(self._without_store(error))
-
-    def _given_up(self, message: str) -> PipelineError:
-        """Without the store nobody can agree on who tells: of the processes of this host the first that is left."""
-        rank = min([self.rank, *self._mates.left()])
-        self._verdict.learn(max(0, self._generation), message, rank)
-        failure = known(message, rank)
-        self._hears(failure)
-        return failure
-
-    def _without_store(self, error: RuntimeError) -> str:
-        return f"{self.describe(self.rank)} lost torchrun's store ({first_line(error)}); start the run anew"
-
-    def _without_answers(self) -> str:
-        return (
-            f"torchrun's store has not answered {self.describe(self.rank)} for {self.timeout_s:g} s; look at the "
-            "process and the machine that MASTER_ADDR names, or raise --timeout if it was only suspended"
-        )
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
@@ -355,7 +272,3 @@ class Control:
             raise
         except RuntimeError as error:
             raise self._given_up(self._without_store(error)) from error
-
-
-def _failure(generation: int) -> str:
-    return f"{generation}/failure"

@@ -107,7 +107,8 @@ class Messenger:
             self._last(store)
         except RuntimeError as error:
             self._give_up(error)
-            self._lost(error)
+            if not self._stop.is_set():  # else the others, one of whom has the store, have left as this one does
+                self._lost(error)
         else:
             self._give_up(RuntimeError("left"))
 

@@ -32,10 +32,10 @@ def wait_for_training(folder: Path, timeout_s: float = 90) -> None:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_ctrl_c_ends_all_processes_with_a_short_message(tmp_path: Path, name: str) -> None:
-    with torchrun(3, [*LONG, "--output", "run"], tmp_path) as launcher:
+    with torchrun(2, [*LONG, "--output", "run"], tmp_path) as launcher:
         wait_for_training(tmp_path / "run")
         ranks = launcher.workers()
-        assert sorted(ranks) == [0, 1, 2]
+        assert sorted(ranks) == [0, 1]
         launcher.process.send_signal(signal.Signals[name])
         printed = launcher.wait(20)
         assert gone(list(ranks.values()), within_s=2), "an orphan is left"

@@ -111,12 +111,12 @@ def local(processes: int, *flags: str, cwd: Path) -> subprocess.CompletedProcess
 
 
 def test_the_local_launcher_gives_the_weights_of_one_process(tmp_path: Path) -> None:
-    for processes in (1, 3):
-        done = local(processes, *QUICK, "--output", f"run{processes}", cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, ""), done
-    one, three = (json.loads((tmp_path / f"run{n}" / "summary.json").read_text()) for n in (1, 3))
-    assert (one["processes"], three["processes"]) == (1, 3)
-    assert one["state_sha256"] == three["state_sha256"]
+    done = local(2, *QUICK, "--output", "two", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert call(SCRIPT, *QUICK, "--output", "one", cwd=tmp_path).returncode == 0
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["state_sha256"] == two["state_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_local_launcher_gives_the_weights_of_one_process(tmp_path: Path) -> 
     ],
 )
 def test_the_local_launcher_ends_as_its_processes_do(tmp_path: Path, flags: list[str], line: str) -> None:
-    done = local(3, *flags, cwd=tmp_path)
+    done = local(2, *flags, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
 

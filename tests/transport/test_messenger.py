@@ -94,6 +94,14 @@ def test_a_store_that_is_lost_is_told_once_and_whoever_asks_is_told_too(desk: De
     assert [str(error) for error in desk.lost] == ["Connection refused"] and not desk.left
 
 
+def test_a_store_that_has_left_before_is_not_missed(desk: Desk) -> None:
+    desk.store.error = RuntimeError("Connection refused")
+    desk.messenger._turn = lambda store: None
+    desk.messenger._last = lambda store: store.set("a", "1")
+    desk.messenger.close(20)
+    assert not desk.lost
+
+
 def test_closing_does_what_is_left_and_is_not_kept_by_a_store_that_does_not_answer() -> None:
     desk = Desk()
     desk.messenger.post("a", lambda store: store.set("a", "1"))
