@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from pipeline.config.cli import Command, parse
 from pipeline.config.environment import Environment, environment
-from pipeline.config.recipes import RECIPES
+from pipeline.config.recipes import list_recipes
 from pipeline.config.toml import to_toml
 from pipeline.errors import PipelineError
 from pipeline.runtime.ending import Ending, leave_now
@@ -76,7 +76,7 @@ def _act(command: Command, where: Environment, ending: Ending) -> None:
     elif where.rank > 0:
         return
     elif command.list_recipes:
-        _answer("\n".join(RECIPES))
+        _answer(list_recipes())
     elif command.print_config:
         _answer(to_toml(config).rstrip())
     else:

@@ -13,7 +13,7 @@ from pipeline.config.method import Method
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import expanded
 from pipeline.config.placement import Placement
-from pipeline.config.recipes import RECIPES, recipe
+from pipeline.config.recipes import recipe
 from pipeline.config.resume import AUTO, placed_anew
 from pipeline.config.schedule import Schedule
 from pipeline.config.schema import RunConfig, override
@@ -27,7 +27,12 @@ EPILOG = "Without --dataset, --model, --recipe or --config the recipe `digits` i
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    recipe: str | None = option(None, "a named complete configuration", metavar="NAME", given=", ".join(RECIPES))
+    recipe: str | None = option(
+        None,
+        "a named complete configuration",
+        metavar="NAME",
+        given="digits, or an experiment of the paper, such as table4/cifar10/vgg8b/predsim",
+    )
     config: str | None = option(None, "config.toml of an earlier run; other flags override it", metavar="FILE")
 
 
@@ -36,7 +41,7 @@ class Command:
     """What the user asked for."""
 
     config: RunConfig
-    list_recipes: bool = option(False, "name the recipes and leave")
+    list_recipes: bool = option(False, "name the recipes, with the errors that the paper publishes, and leave")
     output: str | None = option(None, "run folder", metavar="DIR", shown="runs/<time>-<dataset>-<model>-<loss>")
     overwrite: bool = option(False, "replace a run that the folder holds")
     resume: str | None = option(

@@ -27,9 +27,23 @@ class DataConfig:
     cutout: int = option(
         0, "side of the hole in training images in pixels, 0 is off", Bounds(0, 1_000_000, why="no image is larger")
     )
+    classes_per_batch: int | None = option(
+        None, "classes in each training batch", Bounds(1, 1_000_000, why="no data set has more"), shown="as they come"
+    )
+    classes_per_batch_until: int | None = option(
+        None, "epochs for which --classes-per-batch holds", Bounds(1, 1_000_000, why="no run has more"), shown="all"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, DataConfig)
+        if self.classes_per_batch_until is not None and self.classes_per_batch is None:
+            raise ConfigError(f"--classes-per-batch-until {self.classes_per_batch_until} needs --classes-per-batch")
+        known = DATASETS[self.dataset].classes
+        if known is not None and self.classes_per_batch is not None and self.classes_per_batch > known:
+            raise ConfigError(
+                f"--classes-per-batch is {self.classes_per_batch}, but {self.dataset} has {known} classes; give 1 to "
+                f"{known}"
+            )
         object.__setattr__(self, "data_dir", _storable(expanded("--data-dir", self.data_dir)))
         shape = DATASETS[self.dataset].shape
         if shape is not None and self.cutout > 2 * min(shape[1:]):

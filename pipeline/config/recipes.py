@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
+from pipeline.config.paper import experiments
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.text import brief
 
-__all__ = ["RECIPES", "recipe"]
+__all__ = ["RECIPES", "list_recipes", "recipe"]
 
 RECIPES: Mapping[str, RunConfig] = {
     # Real handwritten digits with scikit-learn, no download: about a minute on two cores.
@@ -21,6 +24,18 @@ RECIPES: Mapping[str, RunConfig] = {
 
 def recipe(name: str) -> RunConfig:
     """The configuration of a named recipe. Raises ConfigError for an unknown name."""
-    if name not in RECIPES:
-        raise ConfigError(f"--recipe is {name!r}; choose one of {', '.join(RECIPES)} (see --list-recipes)")
-    return RECIPES[name]
+    if name in RECIPES:
+        return RECIPES[name]
+    if name in experiments():
+        return experiments()[name].config
+    near = difflib.get_close_matches(name, [*RECIPES, *experiments()], n=3, cutoff=0.3) or list(RECIPES)
+    raise ConfigError(f"--recipe is {brief(name)!r}; choose one of --list-recipes, such as {', '.join(near)}")
+
+
+def list_recipes() -> str:
+    """A line for each; those of the paper with the error that it publishes."""
+    lines = list(RECIPES)
+    for name, found in experiments().items():
+        assumed = f", assumed: {found.assumed}" if found.assumed else ""
+        lines.append(f"{name:<40} paper {found.error_percent:5.2f} %, {found.config.train.epochs} epochs{assumed}")
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ Both kinds of data set meet in `Batches`, all the rest of the program sees:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment import augment, normalize
+from pipeline.data.grouping import grouped
 from pipeline.data.images import Images, ImageStore, LoadedData
 from pipeline.data.named_sets import load_images
 from pipeline.data.user_sets import library_split
@@ -65,7 +66,9 @@ class Batches:
         seed: int,
         batch_size: int,
         notes: tuple[str, ...] = (),
+        arrange: Callable[[Tensor, int], Tensor] = lambda order, epoch: order,
     ) -> None:
+        """`arrange` makes of the random order of an epoch the one in which samples come."""
         if len(train) < 2 or len(test) < 1:
             raise DataError(
                 f"the data has {len(train)} training and {len(test)} test samples; give at least 2 and 1 of them"
@@ -76,6 +79,7 @@ class Batches:
         self.steps_per_epoch = full + (rest > 1)  # a last batch of a single sample has no batch statistics
         self.test_steps = -(-len(test) // batch_size)
         self._train, self._test, self._seed, self._batch_size = train, test, seed, batch_size
+        self._arrange = arrange
 
     @classmethod
     def from_config(cls, data: DataConfig, *, seed: int, batch_size: int, device: torch.device) -> Batches:
@@ -83,7 +87,22 @@ class Batches:
         loaded = load_images(data)
         train = _ImageSplit(loaded.train, loaded, device, seed)
         test = _ImageSplit(loaded.test, loaded, device, None)
-        return cls(train, test, classes=loaded.classes, seed=seed, batch_size=batch_size, notes=loaded.notes)
+
+        def arrange(order: Tensor, epoch: int) -> Tensor:
+            until = epoch if data.classes_per_batch_until is None else data.classes_per_batch_until
+            if data.classes_per_batch is None or epoch > until:
+                return order
+            return grouped(order, train.labels, batch_size, data.classes_per_batch)
+
+        return cls(
+            train,
+            test,
+            classes=loaded.classes,
+            seed=seed,
+            batch_size=batch_size,
+            notes=loaded.notes,
+            arrange=arrange,
+        )
 
     @classmethod
     def from_datasets(
@@ -102,7 +121,8 @@ class Batches:
 
     def train(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Step over the whole run (from 0), images and labels of an epoch (from 1), without its first `skip` steps."""
-        order = torch.randperm(self.train_samples, generator=keyed_generator(self._seed, "order", epoch))
+        drawn = torch.randperm(self.train_samples, generator=keyed_generator(self._seed, "order", epoch))
+        order = self._arrange(drawn, epoch)
         parts = order.split(self._batch_size)[skip : self.steps_per_epoch]
         first = (epoch - 1) * self.steps_per_epoch + skip
         for step, (images, labels) in enumerate(_read_ahead(self._train, parts, first), first):
@@ -134,6 +154,11 @@ class _ImageSplit:
         rows, columns, channels = self._store.shape
         side = self._loaded.augmentation.crop_to
         return (channels, rows, columns) if side is None else (channels, side, side)
+
+    @property
+    def labels(self) -> Tensor:
+        """Of all samples, int64."""
+        return self._store.labels
 
     def __len__(self) -> int:
         return len(self._store.labels)

@@ -58,7 +58,7 @@ FLAGS: list[tuple[str, str]] = [
     ("--cutout 99", r"--cutout is 99, more than twice the side of digits's 16x16 images"),
     ("--split 3,x", r"argument --split: '3,x' is neither auto nor block counts"),
     ("--split 3,0,5", r"--split is '3,0,5'; give auto or block counts of at least 1"),
-    ("--recipe cifar", r"--recipe is 'cifar'; choose one of digits"),
+    ("--recipe cifar", r"--recipe is 'cifar'; choose one of --list-recipes, such as .*cifar10/"),
     ("--recipe digits --config x.toml", r"--recipe digits and --config x\.toml both set everything"),
     ("--config missing.toml", r"--config missing\.toml cannot be read \(No such file or directory\)"),
     ("--config broken.toml", r"broken\.toml is not TOML"),
