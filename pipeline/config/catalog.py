@@ -16,9 +16,11 @@ __all__ = [
     "LOSSES",
     "MODELS",
     "POOL",
+    "RESIDUAL_PLANS",
     "VGG_PLANS",
     "DatasetInfo",
     "LossSpec",
+    "ResidualPlan",
     "check_fits",
     "stem_stride",
 ]
@@ -95,7 +97,47 @@ VGG_PLANS: Mapping[str, tuple[int | str, ...]] = {  # of the paper's appendix; v
     "vgg19": (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"),
 }
 
-MODELS = ("mlp", *VGG_PLANS)
+
+@dataclass(frozen=True)
+class ResidualPlan:
+    """Groups of residual blocks, each of which but the first halves the map.
+
+    Attributes:
+        kind: `basic` or `bottleneck` (He et al. 2016), or `wide` (Zagoruyko & Komodakis 2016).
+        stem: channels of the first convolution.
+        groups: blocks in each, and channels of their inner convolutions.
+    """
+
+    kind: str
+    stem: int
+    groups: tuple[tuple[int, int], ...]
+
+    @property
+    def blocks(self) -> int:
+        """The stem included."""
+        return 1 + sum(count for count, _ in self.groups)
+
+
+def _residual(kind: str, *counts: int) -> ResidualPlan:
+    return ResidualPlan(kind, 64, tuple(zip(counts, (64, 128, 256, 512), strict=True)))
+
+
+def _wide(blocks: int) -> ResidualPlan:
+    """Ten times as wide; the depth is six times the blocks of a group and four more."""
+    return ResidualPlan("wide", 16, ((blocks, 160), (blocks, 320), (blocks, 640)))
+
+
+RESIDUAL_PLANS: Mapping[str, ResidualPlan] = {
+    "resnet18": _residual("basic", 2, 2, 2, 2),
+    "resnet34": _residual("basic", 3, 4, 6, 3),
+    "resnet50": _residual("bottleneck", 3, 4, 6, 3),
+    "resnet101": _residual("bottleneck", 3, 4, 23, 3),
+    "resnet152": _residual("bottleneck", 3, 8, 36, 3),
+    "wrn-28-10": _wide(4),
+    "wrn-40-10": _wide(6),
+}
+
+MODELS = ("mlp", *VGG_PLANS, *RESIDUAL_PLANS)
 
 CUSTOM = "custom"  # the model's name where the network is a user's own
 

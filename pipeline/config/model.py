@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.catalog import LOSSES, MODELS, POOL, VGG_PLANS
+from pipeline.config.catalog import LOSSES, MODELS, POOL, RESIDUAL_PLANS, VGG_PLANS
 from pipeline.config.fields import Bounds, check_fields, option
 from pipeline.errors import ConfigError
 
@@ -24,7 +24,7 @@ class ModelConfig:
     hidden_layers: int | None = option(
         None,
         "hidden fully connected layers",
-        shown="3 for mlp, 1 for vgg",
+        shown="3 for mlp, 1 for vgg, 0 for residual networks",
         given="0, 1 for mlp, to 1000",
     )
     nonlinearity: str = option(
@@ -38,8 +38,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields(self, ModelConfig)
         width, perceptron = self.width, self.model == "mlp"
+        residual = RESIDUAL_PLANS.get(self.model)
         if self.hidden_layers is None:
-            object.__setattr__(self, "hidden_layers", 3 if perceptron else 1)
+            object.__setattr__(self, "hidden_layers", 3 if perceptron else 0 if residual else 1)
         Bounds(1 if perceptron else 0, 1000, why=_MEMORY).check("hidden_layers", self.hidden_layers)
         if self.dropout >= 1:
             raise ConfigError(f"--dropout is {self.dropout}; give 0 up to below 1")
@@ -47,8 +48,11 @@ class ModelConfig:
             raise ConfigError(f"--dropout is {self.dropout}, which leaves nothing; give at most 0.9999")
         if perceptron and width != 1:
             raise ConfigError(f"--width is {width:g}, but mlp has no channels; use --hidden-units")
-        if not perceptron and int(64 * width) < 1:
-            raise ConfigError(f"--width is {width:g}, which leaves {self.model} without channels; give 1/64 or more")
+        fewest = residual.stem if residual else 64
+        if not perceptron and int(fewest * width) < 1:
+            raise ConfigError(
+                f"--width is {width:g}, which leaves {self.model} without channels; give 1/{fewest} or more"
+            )
 
     def nonlinearity_for(self, loss: str) -> str:
         """The nonlinearity, `auto` resolved as in the paper's recipes."""
@@ -58,5 +62,6 @@ class ModelConfig:
     def blocks(self) -> int:
         """Number of blocks, the output layer included."""
         assert self.hidden_layers is not None
+        residual = RESIDUAL_PLANS.get(self.model)
         convolutions = sum(entry != POOL for entry in VGG_PLANS.get(self.model, ()))
-        return convolutions + self.hidden_layers + 1
+        return (residual.blocks if residual else convolutions) + self.hidden_layers + 1

@@ -21,6 +21,7 @@ __all__ = [
     "OutputBlock",
     "SequentialBlock",
     "canonical",
+    "nonlinearity_named",
     "normalized_convolution",
     "window_maxima",
 ]
@@ -57,7 +58,7 @@ class Block(nn.Module, ABC):
         return self.hand_on(self.features(x))
 
 
-def _nonlinearity(name: str) -> nn.Module:
+def nonlinearity_named(name: str) -> nn.Module:
     """`relu`, or `leaky_relu` with slope 0.01."""
     return nn.LeakyReLU(0.01, inplace=True) if name == "leaky_relu" else nn.ReLU(inplace=True)
 
@@ -154,7 +155,7 @@ class ConvBlock(Block):
         kernel, padding = (7, 3) if stem_stride == 2 else (3, 1)
         self.encoder = nn.Conv2d(channels_in, channels, kernel, stride=stem_stride, padding=padding)
         self.bn = nn.BatchNorm2d(channels)
-        self.nonlinearity = _nonlinearity(nonlinearity)
+        self.nonlinearity = nonlinearity_named(nonlinearity)
         self.dropout = Dropout(dropout, maps=True)
         self.pool = MaxPool() if pool else nn.Identity()
 
@@ -174,7 +175,7 @@ class LinearBlock(Block):
         super().__init__()
         self.encoder = nn.Linear(features_in, features)
         self.bn = nn.BatchNorm1d(features)
-        self.nonlinearity = _nonlinearity(nonlinearity)
+        self.nonlinearity = nonlinearity_named(nonlinearity)
         self.dropout = Dropout(dropout)
 
     def features(self, x: Tensor) -> Tensor:

@@ -5,13 +5,15 @@ A network is described before it is built, so that a process builds only the blo
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
-from pipeline.config.catalog import LOSSES, POOL, VGG_PLANS, check_fits, stem_stride
+from pipeline.config.catalog import LOSSES, POOL, RESIDUAL_PLANS, VGG_PLANS, ResidualPlan, check_fits, stem_stride
 from pipeline.config.method import Method
 from pipeline.config.model import ModelConfig
 from pipeline.network.blocks import Block, ConvBlock, LinearBlock, OutputBlock
+from pipeline.network.residual import EXPANSION, ResidualBlock, WideBlock
 from pipeline.network.spec import BlockSpec, Network, build_block
 
 __all__ = ["create_model", "named_network"]
@@ -39,6 +41,8 @@ def _convolutions(config: ModelConfig, shape: tuple[int, ...], nonlinearity: str
     """The convolutional blocks and the number of features after the last one, flattened."""
     if config.model == "mlp":
         return [], math.prod(shape)
+    if config.model in RESIDUAL_PLANS:
+        return _residual(config, RESIDUAL_PLANS[config.model], shape, nonlinearity)
     channels, height, width = shape
     check_fits(config.model, (channels, height, width))
     specs: list[BlockSpec] = []
@@ -58,6 +62,31 @@ def _convolutions(config: ModelConfig, shape: tuple[int, ...], nonlinearity: str
     return specs, channels * height * width
 
 
+def _residual(
+    config: ModelConfig, plan: ResidualPlan, shape: tuple[int, ...], nonlinearity: str
+) -> tuple[list[BlockSpec], int]:
+    """Stem and residual blocks, the last of which hands on a mean over its map: so images may have any size.
+
+    Images larger than 64 pixels have a 7x7 stem of stride 2 and a pooling after it.
+    """
+    channels, stride = int(plan.stem * config.width), stem_stride(max(shape[1:]))
+    large = stride == 2
+    how = partial(partial, nonlinearity=nonlinearity, dropout=config.dropout)
+    stem = how(ConvBlock, shape[0], channels, pool=large, stem_stride=stride)
+    specs = [BlockSpec(f"conv {shape[0]}-{channels}" + (", pool" if large else ""), stem)]
+    kind = WideBlock if plan.kind == "wide" else partial(ResidualBlock, plan.kind)
+    firsts = itertools.accumulate((count for count, _ in plan.groups), initial=0)
+    widths = [int(inner * config.width) for count, inner in plan.groups for _ in range(count)]
+    halving = set(firsts) - {0}
+    for number, width in enumerate(widths):
+        last = number + 1 == len(widths)
+        build = how(kind, channels, width, stride=2 if number in halving else 1, last=last)
+        out = width * EXPANSION[plan.kind]
+        specs.append(BlockSpec(f"{plan.kind} {channels}-{out}" + (", mean" if last else ""), build))
+        channels = out
+    return specs, channels
+
+
 def create_model(
     name: str,
     *,
@@ -74,7 +103,7 @@ def create_model(
     """A named network as a list of blocks, as the command line builds it.
 
     Args:
-        name: `mlp` or one of the VGG family, such as `vgg8b`.
+        name: `mlp`, one of the VGG family, such as `vgg8b`, or a residual network, such as `resnet18` or `wrn-28-10`.
         input_shape: of one image, (channels, height, width).
         classes: number of classes.
         width: multiplies the channels of a convolutional network.
