@@ -378,7 +378,7 @@ def test_dry_run_shows_the_split_and_reads_no_data(tmp_path: Path) -> None:
 def test_print_config_and_list_recipes_answer_without_training(tmp_path: Path) -> None:
     printed = command("--print-config", "--epochs", "3", cwd=tmp_path).stdout
     assert tomllib.loads(printed)["train"]["epochs"] == 3
-    assert command("--list-recipes", cwd=tmp_path).stdout == "digits\n"
+    assert command("--list-recipes", cwd=tmp_path).stdout.startswith("digits\npaper/mnist/mlp/glob ")
     assert "--queue-depth N" in command("--help", cwd=tmp_path).stdout
     for flag in ("--print-config", "--list-recipes", "--help"):
         first, second = spawn([SCRIPT, flag], 2, 60, cwd=tmp_path)
