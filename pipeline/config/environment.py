@@ -38,6 +38,11 @@ class Environment:
     mistake: str = ""
 
     @property
+    def first_here(self) -> int:
+        """The first process of this one's host; this one where nobody has said."""
+        return self.rank - (self.local_rank or 0)
+
+    @property
     def outlived(self) -> bool:
         """Whether torchrun's store would see another attempt of this run, or has seen an earlier one."""
         return self.agent_store and bool(self.host) and self.may_restart

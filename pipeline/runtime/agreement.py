@@ -101,10 +101,10 @@ def agree_on_layout(
     told = _SEATS.gather(control, range(control.world_size))
     seats = [Seat(host, tuple(mask), count) for host, mask, count in told]
     hosts, decided = hosts_of(seats), None
-    names = len({one.host for one in seats})
+    there = memory_of(numerics.device, len({one.host for one in seats}), len(seats))
 
     def check() -> None:
-        check_memory(config, network, shapes, sizes.classes, *memory_of(numerics.device, names, len(seats)))
+        check_memory(config, network, shapes, sizes.classes, *there)
 
     control.together("memory", check if control.rank == 0 else lambda: None)
     if control.rank == 0:
@@ -116,7 +116,6 @@ def agree_on_layout(
         decided = [list(split), costs, decide_threads(config, costs, split, hosts, numerics)]
     split, costs, threads = _SPLIT.share(control, decided)
     if control.world_size > 1:
-        there = memory_of(numerics.device, names, len(seats))
         control.together("buffers", lambda: check_buffers(config, shapes, split, *there))
     keeps = config.threads is None and numerics.device.type == "cpu"
     cores = own_cores(seats, threads, control.rank) if keeps else mine.mask

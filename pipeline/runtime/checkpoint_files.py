@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,23 +118,19 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest complete checkpoint, every file compared with its hash; and why newer ones were passed over."""
     passed: list[str] = []
-    for path in checkpoints_in(folder):
-        try:
-            return _opened(path), passed
-        except Damaged as error:
-            passed.append(f"checkpoint {path.name} is damaged ({error}): passed over")
-    return None, passed
+    return next(whole_ones(folder, passed), None), passed
 
 
-def whole_ones(folder: Path) -> tuple[list[Checkpoint], list[str]]:
-    """All that are complete, the newest first, as `newest` tells it."""
-    found, passed = list[Checkpoint](), list[str]()
+def whole_ones(folder: Path, passed: list[str], within: str = "") -> Iterator[Checkpoint]:
+    """All that are complete, the newest first, each looked at when it is asked for.
+
+    Why others were passed over goes to `passed`, their names with what they are `within`.
+    """
     for path in checkpoints_in(folder):
         try:
-            found.append(_opened(path))
+            yield _opened(path)
         except Damaged as error:
-            passed.append(f"checkpoint {folder.name}/{path.name} is damaged ({error}): passed over")
-    return found, passed
+            passed.append(f"checkpoint {within}{path.name} is damaged ({error}): passed over")
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.config.environment import Environment
 from pipeline.errors import ConfigError, DataError, Interrupted, PipelineError, StageFailure
-from pipeline.runtime.siblings import death, missing
+from pipeline.runtime.siblings import death, describe, missing
 from pipeline.text import one_line
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ class Ending:
             gone = missing(where)  # now, while the others are here
             found = death(where, gone)
             if found is not None and found[1] == where.rank:
-                name = f"stage {found[0]} (process {found[0]})"
-                _tell(f"error: {name} died: its process is gone; see its output above, then start the run anew")
+                _tell(
+                    f"error: {describe(found[0])} died: its process is gone; see its output above, then start the run anew"
+                )
             if found is None and requests is not None and requests.failed.wait(_LOOK_S):
                 self._interrupted = ""
                 self.leave(requests.failures[0])
@@ -130,7 +131,7 @@ class Ending:
         self._asked.set()  # there is nobody left to do it
         time.sleep(_ORDER_S)
         gone = StageFailure("torchrun has died, which had started the processes of this run; start the run anew")
-        gone.rank = self._where.rank - (self._where.local_rank or 0)
+        gone.rank = self._where.first_here
         self.leave(gone)
 
     def _await_failure(self, requests: Requests) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import Store, _get_default_store
 
 from pipeline.config.environment import Environment, environment, environment_of_group
 from pipeline.errors import ConfigError, PipelineError, StageFailure, first_line
-from pipeline.runtime.topology import describe
+from pipeline.runtime.siblings import describe
 
 __all__ = ["place", "shared_store"]
 
@@ -62,7 +62,7 @@ def _meet(where: Environment, limit_s: float) -> Store:
         told = error if isinstance(error, PipelineError) else _unreachable(where, _reason(error), hosts)
         # Without a store nobody can agree on who tells. Where the processes of a host fail alike, the first does.
         alike = where.agent_store or isinstance(told, ConfigError)
-        told.rank = where.rank - ((where.local_rank or 0) if alike else 0)
+        told.rank = where.first_here if alike else where.rank
         raise told from error
 
 

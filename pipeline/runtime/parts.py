@@ -107,9 +107,7 @@ def _seen(checkpoints: Path) -> tuple[dict[Key, dict[int, Checkpoint]], list[str
     seen: dict[Key, dict[int, Checkpoint]] = {}
     passed: list[str] = []
     for folder in _folders(checkpoints):
-        found, notes = whole_ones(folder)
-        passed += notes
-        for part in found:
+        for part in whole_ones(folder, passed, f"{folder.name}/"):
             run, blocks = part.about.get("run"), part.about.get("blocks")
             if isinstance(run, str) and type(blocks) is int and 0 < blocks <= _MOST:
                 seen.setdefault((part.at.epoch, part.at.step, run), {}).update(dict.fromkeys(part.held, part))

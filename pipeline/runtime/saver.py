@@ -148,9 +148,6 @@ class Saver:
 
     def _save(self, at: Position, copies: dict[str, Tensor], stalled_s: float) -> None:
         start, mine = time.perf_counter(), by_block(copies)
-        if self.folder is not None and self.run:
-            self._keep(self.folder, at, mine, start, stalled_s)
-            return
         if self.folder is None:
             for index in sorted(mine):
                 self.bulk.send_named(0, f"{at.epoch}/{at.step}/{index}", mine[index])
@@ -158,28 +155,20 @@ class Saver:
         writer = CheckpointWriter(self.folder, at)
         try:
             for index, owner in sorted(self.topology.owners().items()):
-                key = f"{at.epoch}/{at.step}/{index}"
-                writer.add(mine.pop(index) if index in mine else self.bulk.receive_named(owner, key), index)
-            path = writer.finish(at, self._about(at))
+                if index in mine:
+                    writer.add(mine.pop(index), index)
+                elif not self.run:
+                    writer.add(self.bulk.receive_named(owner, f"{at.epoch}/{at.step}/{index}"), index)
+            path = writer.finish(at, self._manifest(at))
         finally:
             writer.close()
-        prune(self.folder, self.keep)
+        prune(self.folder, max(self.keep, _LAG) if self.run else self.keep)
         self.saved.append(Saved(at, path, writer.bytes, stalled_s, time.perf_counter() - start))
 
-    def _keep(
-        self, folder: Path, at: Position, mine: Mapping[int, Mapping[str, Tensor]], start: float, stalled_s: float
-    ) -> None:
-        """Write the blocks of this process alone."""
-        about: dict[str, Any] = {"run": self.run, "blocks": len(self.topology.owners())}
-        writer = CheckpointWriter(folder, at)
-        try:
-            for index in sorted(mine):
-                writer.add(mine[index], index)
-            path = writer.finish(at, about | dict(self._about(at) if self.bulk.control.rank == 0 else {}))
-        finally:
-            writer.close()
-        prune(folder, max(self.keep, _LAG))
-        self.saved.append(Saved(at, path, writer.bytes, stalled_s, time.perf_counter() - start))
+    def _manifest(self, at: Position) -> dict[str, Any]:
+        """What is told beside files and position: by process 0 what the run is, of a part what it is of."""
+        about = {"run": self.run, "blocks": len(self.topology.owners())} if self.run else {}
+        return about | dict(self._about(at) if self.bulk.control.rank == 0 else {})
 
     def _about(self, at: Position) -> Mapping[str, Any]:
         """The epochs before this position are told by the stages, but some take their time to arrive."""

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from pipeline.config.environment import Environment
 
-__all__ = ["death", "missing", "stopped"]
+__all__ = ["death", "describe", "missing", "stopped"]
+
+
+def describe(rank: int) -> str:
+    """A process for people, where there are several: each runs the stage of its number."""
+    return f"stage {rank} (process {rank})"
 
 
 def missing(where: Environment, root: Path = Path("/proc")) -> set[int] | None:
@@ -17,14 +22,12 @@ def missing(where: Environment, root: Path = Path("/proc")) -> set[int] | None:
 
     Of use when torchrun ends this process because of another one: by then it has buried that one.
     """
-    if where.local_rank is None or where.local_world_size is None:
-        return None
-    first = where.rank - where.local_rank
+    here = _of_this_host(where)
     states = list(_children(os.getppid(), root))
     living = {rank for rank, _ in states}
-    if where.rank not in living or any(state == "Z" for _, state in states):
+    if not here or where.rank not in living or any(state == "Z" for _, state in states):
         return None  # of one that has ended and was not buried the rank is not known
-    return set(range(first, first + where.local_world_size)) - living
+    return here - living
 
 
 def death(where: Environment, gone: set[int] | None) -> tuple[int, int] | None:
@@ -32,10 +35,9 @@ def death(where: Environment, gone: set[int] | None) -> tuple[int, int] | None:
 
     None where more than one is gone: those that were told to end are not dead.
     """
-    if gone is None or len(gone) != 1 or where.local_rank is None or where.local_world_size is None:
+    if gone is None or len(gone) != 1:
         return None
-    first = where.rank - where.local_rank
-    return next(iter(gone)), min(set(range(first, first + where.local_world_size)) - gone)
+    return next(iter(gone)), min(_of_this_host(where) - gone)
 
 
 def stopped(where: Environment, root: Path = Path("/proc")) -> set[int]:
@@ -43,6 +45,13 @@ def stopped(where: Environment, root: Path = Path("/proc")) -> set[int]:
     if where.local_rank is None:
         return set()
     return {rank for rank, state in _children(os.getppid(), root) if rank is not None and state in "Tt"}
+
+
+def _of_this_host(where: Environment) -> set[int]:
+    """Its processes; none where nobody has said."""
+    if where.local_rank is None or where.local_world_size is None:
+        return set()
+    return set(range(where.first_here, where.first_here + where.local_world_size))
 
 
 def _children(parent: int, root: Path) -> Iterator[tuple[int | None, str]]:

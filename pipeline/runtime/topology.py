@@ -1,4 +1,4 @@
-"""Which process runs which stage: the only file that speaks of both in one line."""
+"""Which process runs which stage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.learning.balance import members
 
-__all__ = ["Topology", "describe"]
-
-
-def describe(rank: int) -> str:
-    """A process for people, where there are several: each runs the stage of its number."""
-    return f"stage {rank} (process {rank})"
+__all__ = ["Topology"]
 
 
 @dataclass(frozen=True)

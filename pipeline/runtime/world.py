@@ -19,8 +19,7 @@ from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.attempts import Attempts
 from pipeline.runtime.cores import seat
 from pipeline.runtime.meeting import place, shared_store
-from pipeline.runtime.siblings import stopped
-from pipeline.runtime.topology import describe
+from pipeline.runtime.siblings import describe, stopped
 from pipeline.settings import plain_settings
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control

@@ -6,6 +6,7 @@ thread, the messenger, talks to the store: the thread that trains posts, and rea
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ __all__ = ["Control"]
 R = TypeVar("R")
 
 _POLL_S = 0.02
+_RARELY = 25  # polls to a look at what takes its time
 _TURN_S = 0.25  # between two looks at the others
 _REPORT_S = 2.0  # within which a process that ends says why, and a store answers
 _KINDS: dict[str, type[PipelineError]] = {e.__name__: e for e in (ConfigError, DataError, StageFailure)}
@@ -150,14 +152,18 @@ class Control(Pulse):
         deadline = time.monotonic() + limit_s
         for rank in range(self.world_size):
             halted = Silence()
-            while (place := self.peek(f"here/{rank}")) is None:
+            for polls in itertools.count():
+                if (place := self.peek(f"here/{rank}")) is not None:
+                    break
                 self.raise_if_learnt()
                 if time.monotonic() > deadline:
                     raise self.fail(
                         f"{self.describe(rank)} has not come within {limit_s:g} s; start all {self.world_size} "
                         "processes of the run"
                     )
-                if rank in stopped() and halted.look(None) > self.timeout_s:
+                # To look goes through all processes of the host, while they import.
+                stands = polls % _RARELY == 0 and rank in stopped()
+                if stands and halted.look(None) > self.timeout_s:
                     raise self.fail(
                         f"{self.describe(rank)} has been stopped for {self.timeout_s:g} s before it came; let it go "
                         "on (SIGCONT), or start the run anew"

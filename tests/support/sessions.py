@@ -18,8 +18,9 @@ from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import named_network
 from pipeline.runtime.checkpoint import digest
 from pipeline.runtime.session import Session
+from pipeline.runtime.siblings import describe
 from pipeline.runtime.telemetry import Observer
-from pipeline.runtime.topology import Topology, describe
+from pipeline.runtime.topology import Topology
 from pipeline.transport.control import Control
 from tests.support.memory_link import MemoryLinks
 

@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import HashStore
 from pipeline.errors import StageFailure
 from pipeline.learning.packet import Kind, Packet, Position, TensorSpec, labelled
 from pipeline.network.blocks import canonical
-from pipeline.runtime.topology import describe
+from pipeline.runtime.siblings import describe
 from pipeline.spans import Recorder
 from pipeline.transport.control import Control
 from pipeline.transport.queues import Channel, ReceiveQueue, SendQueue, slots
