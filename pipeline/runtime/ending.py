@@ -107,9 +107,8 @@ class Ending:
             gone = missing(where)  # now, while the others are here
             found = death(where, gone)
             if found is not None and found[1] == where.rank:
-                _tell(
-                    f"error: {describe(found[0])} died: its process is gone; see its output above, then start the run anew"
-                )
+                who = describe(found[0])
+                _tell(f"error: {who} died: its process is gone; see its output above, then start the run anew")
             if found is None and requests is not None and requests.failed.wait(_LOOK_S):
                 self._interrupted = ""
                 self.leave(requests.failures[0])
