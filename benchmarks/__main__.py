@@ -5,6 +5,7 @@ python -m benchmarks tables                 what README.md and benchmarks/README
 python -m benchmarks NAME [--quick] [--data-dir DIR] [--output DIR]
 python -m benchmarks throughput --processes K
 python -m benchmarks gpu [--part PART]      on a machine with a GPU
+python -m benchmarks paper --rows PATTERN [--seeds N] [--epoch-scale F]     the paper's experiments; see its --help
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ EXPERIMENTS = {
 }
 """Name, which is that of the module in this package with underscores, and what it measures."""
 
+_PAPER = "paper"  # has flags, results and a page of its own
+
 _WITH_DATA = {"time-to-accuracy", "heads"}
 """Those that read real data; their quick form does without."""
 
@@ -44,9 +47,14 @@ _QUICK = Path("runs") / "benchmarks"  # not kept: a quick run must not replace a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 an experiment ended early, 2 no such experiment."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == [_PAPER]:
+        from benchmarks.paper.command import main as paper
+
+        return paper(arguments[1:])
     options = _parse(arguments)
     if options.name == "list":
-        for name, description in EXPERIMENTS.items():
+        for name, description in {**EXPERIMENTS, _PAPER: "rows of the paper's tables, beside its errors"}.items():
             print(f"{name:17} {description}")
         return 0
     if options.name == "tables":
@@ -105,9 +113,9 @@ def _module(name: str) -> str:
     return f"benchmarks.experiments.{name.replace('-', '_')}"
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Named experiments.")
-    parser.add_argument("name", metavar="NAME", help=f"list, tables, or one of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("name", metavar="NAME", help=f"list, tables, or one of {', '.join([*EXPERIMENTS, _PAPER])}")
     parser.add_argument("--quick", action="store_true", help="a rough figure within minutes")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="root in torchvision's layout (./data)")
     parser.add_argument("--processes", type=int, metavar="K", help="of throughput's pipelines (2; one a GPU)")

@@ -13,9 +13,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.config.cli import Command, parse
 from pipeline.config.environment import Environment, environment
+from pipeline.config.measured import read_measured
 from pipeline.config.recipes import list_recipes
 from pipeline.config.toml import to_toml
 from pipeline.errors import PipelineError
@@ -23,6 +25,8 @@ from pipeline.runtime.ending import Ending, leave_now
 from pipeline.text import printable_lines
 
 __all__ = ["main"]
+
+_MEASURED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "paper"
 
 
 def main(arguments: Sequence[str], where: Environment, ending: Ending) -> int:
@@ -76,7 +80,7 @@ def _act(command: Command, where: Environment, ending: Ending) -> None:
     elif where.rank > 0:
         return
     elif command.list_recipes:
-        _answer(list_recipes())
+        _answer(list_recipes(read_measured(_MEASURED)))
     elif command.print_config:
         _answer(to_toml(config).rstrip())
     else:

@@ -19,7 +19,7 @@ from benchmarks.harness.figures import Figure
 from benchmarks.harness.pictures import Bars, Picture, draw
 from pipeline.text import json_text
 
-__all__ = ["Result", "Row", "Target", "at_least", "at_most", "bars", "publish"]
+__all__ = ["Provenance", "Result", "Row", "Target", "at_least", "at_most", "bars", "provenance", "publish"]
 
 SCHEMA = 1
 _PACKAGES = ("torch", "torchvision", "numpy")
@@ -80,9 +80,7 @@ def publish(name: str, command: str, result: Result, folder: Path) -> Path:
         "schema": SCHEMA,
         "name": name,
         "command": command,
-        "machine": _machine(),
-        "versions": _versions(),
-        "commit": _commit(),
+        **asdict(provenance()),
         "rows": [row.to_dict() for row in result.rows],
         "targets": [asdict(target) for target in result.targets],
     }
@@ -91,6 +89,20 @@ def publish(name: str, command: str, result: Result, folder: Path) -> Path:
     draw(name, result.picture, folder / f"{name}.png")
     _print(name, result)
     return path
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where and with what something was measured; the commit is marked where files differ from it, None without."""
+
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    commit: str | None
+
+
+def provenance() -> Provenance:
+    """Of this process."""
+    return Provenance(_machine(), _versions(), _commit())
 
 
 def _machine() -> dict[str, Any]:
@@ -118,14 +130,18 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit measured, marked where files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """The commit measured, marked where the code differs from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parents[2])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        commit = _said([*git, "rev-parse", "HEAD"])
+        changed = _said([*git, "status", "--porcelain", "--", "pipeline", "launch", "benchmarks/**.py"])
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return commit + ("-dirty" if changed else "")
+
+
+def _said(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
 
 
 def _print(name: str, result: Result) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from types import MappingProxyType
 
-from pipeline.config.paper import experiments
+from pipeline.config.paper import experiments, first_of
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.text import brief
@@ -32,10 +33,15 @@ def recipe(name: str) -> RunConfig:
     raise ConfigError(f"--recipe is {brief(name)!r}; choose one of --list-recipes, such as {', '.join(near)}")
 
 
-def list_recipes() -> str:
-    """A line for each; those of the paper with the error that it publishes."""
+def list_recipes(measured: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A line for each; those of the paper with the error that it publishes.
+
+    `measured` says what came of some of them here, in a few words.
+    """
     lines = list(RECIPES)
     for name, found in experiments().items():
+        paper = "    -  " if found.error_percent is None else f"{found.error_percent:5.2f} %"
+        ours = f", ours {measured[first_of(name)]}" if first_of(name) in measured else ""
         assumed = f", assumed: {found.assumed}" if found.assumed else ""
-        lines.append(f"{name:<40} paper {found.error_percent:5.2f} %, {found.config.train.epochs} epochs{assumed}")
+        lines.append(f"{name:<40} paper {paper}{ours}, {found.config.train.epochs} epochs{assumed}")
     return "\n".join(lines)

@@ -28,7 +28,7 @@ def parameters(found: Experiment) -> int:
         return sum(weight.numel() for spec in network for weight in spec.build().parameters())
 
 
-def test_there_is_one_for_every_cell_that_the_authors_publish() -> None:
+def test_there_is_one_for_every_cell_that_the_authors_publish_and_some_of_ours() -> None:
     tables = [name.partition("/")[0] for name in experiments()]
     assert {table: tables.count(table) for table in dict.fromkeys(tables)} == {
         "paper": 9 * 4 + 5,
@@ -37,6 +37,7 @@ def test_there_is_one_for_every_cell_that_the_authors_publish() -> None:
         "table6": 5 * 4 + 2 * 2,
         "table9": 7 * 3,
         "figure2": 4,
+        "segments": 4,
     }
 
 
@@ -84,4 +85,5 @@ def test_a_command_lists_them_with_the_papers_errors() -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "digits" and len(lines) == 1 + len(experiments())
     assert "table4/cifar10/vgg11b-3x/predsim         paper  3.97 %, 400 epochs" in lines
+    assert lines[-1].endswith("predsim-4-segments paper     -  , 10 epochs, assumed: all, it is not the paper's")
     assert "table9/svhn/vgg8b/glob+sim               paper  1.95 %, 100 epochs, assumed: the settings of glob" in lines

@@ -1,0 +1,305 @@
+"""The runner of the paper's experiments: which rows, what is kept of them, and what the page says of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from benchmarks.paper.command import main, render
+from benchmarks.paper.curves import figure
+from benchmarks.paper.order import comparisons
+from benchmarks.paper.page import page
+from benchmarks.paper.results import Run, Setting, add, read, setting_of
+from benchmarks.paper.rows import Plan, changes, plans, select, shortened
+from benchmarks.paper.telling import Teller, duration
+from benchmarks.paper.training import Progress
+from benchmarks.paper.work import Clock, work
+from pipeline.config.measured import read_measured
+from pipeline.config.paper import experiments, first_of
+from pipeline.config.recipes import list_recipes
+from pipeline.errors import ConfigError, DataError
+from tests.support.processes import ROOT
+
+MLP = "paper/fashion_mnist/mlp"
+
+
+def a_run(seed: int = 1, error: float = 9.0, **given: Any) -> Run:
+    values: dict[str, Any] = {
+        "seed": seed,
+        "test_error_percent": error,
+        "best_test_error_percent": error,
+        "train_error_percent": 3.0,
+        "block_test_error_percent": [None, error],
+        "train_seconds": 2.5,
+        "processes": 1,
+        "threads": [1],
+        "device": "cpu",
+        "precision": "fp32",
+        "state_sha256": "0",
+        "train_curve": [50.0, 3.0],
+        "test_curve": [None, error],
+        "command": "python -m benchmarks paper",
+        "machine": {"cpu": "A Chip of 8 cores", "cores": 8, "devices": ["GPU 9"]},
+        "versions": {"torch": "2"},
+        "commit": "abc",
+    }
+    return Run(**{**values, **given})
+
+
+def a_plan(row: str = f"{MLP}/pred", seeds: int = 1, scale: float = 1.0, *flags: str) -> Plan:
+    return plans([row], seeds, scale, flags)[-1]
+
+
+def mistake(*arguments: Any, **given: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plans(*arguments, **given)
+    return str(caught.value)
+
+
+class TestRows:
+    def test_a_pattern_names_a_table_a_network_or_a_loss(self) -> None:
+        assert select(["table4/cifar10/mlp"]) == [
+            f"table4/cifar10/mlp/{x}" for x in ("glob", "pred", "sim", "predsim")
+        ]
+        assert select(["table5"]) == [name for name in experiments() if name.startswith("table5/")]
+        assert all(name.endswith("/predsim") for name in select(["*/predsim"]))
+        assert select(["*"]) == list(experiments()) == select(["*/predsim", "*"]), "each once, in order"
+
+    def test_a_pattern_that_names_none_is_told_with_the_nearest(self) -> None:
+        with pytest.raises(
+            ConfigError, match=r"--rows 'table4/cifar10/mpl/glob' names no experiment; near are table4/"
+        ):
+            select(["table5", "table4/cifar10/mpl/glob"])
+
+    def test_milestones_keep_their_places_in_a_shortened_schedule(self) -> None:
+        config = shortened(experiments()["table6/cifar100/vgg8b/sim"].config, 0.1)
+        assert config.train.epochs == 40 and config.train.lr_milestones == (20, 30, 35, 38)
+        assert config.data.classes_per_batch_until == 20
+
+    def test_the_whole_schedule_is_the_recipes(self) -> None:
+        assert all(shortened(found.config, 1.0) == found.config for found in experiments().values())
+
+    @given(st.sampled_from(list(experiments())), st.floats(1e-6, 1.0))
+    def test_any_share_is_a_schedule(self, name: str, scale: float) -> None:
+        train = shortened(experiments()[name].config, scale).train
+        assert train.epochs >= 1 and all(1 <= epoch < train.epochs for epoch in train.lr_milestones)
+
+    def test_seeds_come_one_after_another_and_equal_rows_once(self) -> None:
+        found = plans(["paper/mnist/vgg8b/glob", "paper/mnist/mlp/glob", "table9/mnist/vgg8b/glob"], 2, 1.0)
+        rows = ["paper/mnist/vgg8b/glob", "paper/mnist/mlp/glob"]
+        assert [(plan.row, plan.seed) for plan in found] == [(row, seed) for seed in (1, 2) for row in rows]
+        assert first_of("table9/mnist/vgg8b/glob") == "paper/mnist/vgg8b/glob"
+
+    @pytest.mark.parametrize("seeds", [0, -1, 101])
+    def test_seeds_out_of_range_are_told(self, seeds: int) -> None:
+        assert mistake([f"{MLP}/pred"], seeds, 1.0) == f"--seeds is {seeds}; give 1 to 100"
+
+    @pytest.mark.parametrize("scale", [0.0, -0.1, 1.01, float("nan"), float("inf")])
+    def test_a_share_out_of_range_is_told(self, scale: float) -> None:
+        assert mistake([f"{MLP}/pred"], 1, scale) == f"--epoch-scale is {scale:g}; give a number above 0 and at most 1"
+
+    @pytest.mark.parametrize(
+        ("flags", "told"),
+        [
+            (("--width", "2"), f"{MLP}/pred: --width is 2, but mlp has no channels; use --hidden-units"),
+            (("--no-such-flag",), f"{MLP}/pred: unrecognized arguments: --no-such-flag; see --help"),
+            (("--epochs", "3"), "--epochs is not for this command, whose --epoch-scale decides it; drop it"),
+            (
+                ("--lr-milestones", "3"),
+                "--lr-milestones is not for this command, whose --epoch-scale decides it; drop",
+            ),
+            (("--seed", "3"), "--seed is not for this command, whose --seeds decides it; drop it"),
+            (("--loss", "sim"), "--loss is not for this command, whose --rows decides it; drop it"),
+            (("--output", "x"), "--output is not for this command, which names the run folders itself"),
+            (("--resume", "auto"), "--resume is not for this command, which names the run folders itself"),
+        ],
+    )
+    def test_flags_that_do_not_fit_are_told(self, flags: tuple[str, ...], told: str) -> None:
+        assert mistake([f"{MLP}/pred"], 1, 1.0, flags).startswith(told)
+
+    def test_only_what_alters_the_method_departs_from_a_recipe(self) -> None:
+        placed = a_plan(f"{MLP}/pred", 1, 1.0, "--threads", "2", "--data-dir", "/d", "--device", "cpu")
+        assert placed.changes == {} and placed.folder == f"{MLP}/pred/epochs-200-seed-1"
+        other = a_plan(f"{MLP}/pred", 2, 0.1, "--hidden-units", "64", "--wire", "bf16", "--precision", "bf16")
+        assert other.changes == {"hidden_units": 64, "precision": "bf16", "wire": "bf16"}
+        assert other.folder == f"{MLP}/pred/epochs-20-hidden-units-64-precision-bf16-wire-bf16-seed-2"
+        assert (
+            setting_of(other).departure == "shortened to 20 of 200 epochs, hidden units 64, precision bf16, wire bf16"
+        )
+
+    def test_changes_are_those_of_the_second(self) -> None:
+        recipe = experiments()[f"{MLP}/pred"].config
+        assert changes(recipe, replace(recipe, train=replace(recipe.train, beta=0.5))) == {"beta": 0.5}
+
+
+class TestTime:
+    def test_work_grows_with_epochs_and_with_what_a_loss_computes(self) -> None:
+        glob, pred, predsim = (work(a_plan(f"{MLP}/{loss}")) for loss in ("glob", "pred", "predsim"))
+        assert pred < glob < predsim
+        assert work(a_plan(f"{MLP}/pred", 1, 0.5)) == pytest.approx(pred / 2)
+        assert work(a_plan(f"{MLP}/pred", 1, 1.0, "--train-limit", "600")) == pytest.approx(pred / 100)
+
+    def test_nothing_is_told_before_an_epoch_has_ended(self) -> None:
+        assert Clock([1.0, 1.0]).left(0, None, 10, 0) is None
+
+    def test_time_left_is_of_the_row_and_of_all(self) -> None:
+        clock = Clock([10.0, 20.0, 30.0])
+        assert clock.left(0, 2.0, 10, 4) == (12.0, 12.0 + 2.0 * 50)  # 20 seconds for 10, so two for each
+        clock.finished(0, 20.0)
+        assert clock.left(1, None, 10, 0) == (40.0, 40.0 + 60.0), "by those before it"
+        assert clock.left(1, 2.0, 10, 9) == (2.0, 2.0 + 30.0 * 40 / 30)
+
+    def test_durations(self) -> None:
+        assert [duration(seconds) for seconds in (-1, 0.4, 61, 93_780)] == [
+            "0:00:00",
+            "0:00:00",
+            "0:01:01",
+            "26:03:00",
+        ]
+
+    def test_without_a_terminal_a_line_comes_now_and_then(self) -> None:
+        console = Console(file=io.StringIO(), width=80)
+        plan = a_plan()
+        with Teller(3, 1, console) as teller:
+            teller.under_way(plan, Progress(7, 1.0, 12.5), (193.0, 3600.0))
+            teller.under_way(plan, Progress(8, 1.0, 12.5), (192.0, 3599.0))
+            teller.ended(plan, a_run(error=8.6))
+            teller.failed(plan, DataError("no\x1b[2J such"))
+        assert isinstance(console.file, io.StringIO)
+        assert console.file.getvalue().splitlines() == [
+            "1 of 3 trainings are kept already",
+            f"2/3 {MLP}/pred, seed 1: epoch 7 of 200, test error 12.50 %; left: 0:03:13 of the row, 1:00:00 of all",
+            f"2/3 {MLP}/pred, seed 1: 8.60 % after 200 epochs",
+            f"3/3 {MLP}/pred, seed 1: not run: no\\u001b[2J such",
+        ]
+
+
+class TestResults:
+    def test_what_is_kept_is_read_again(self, tmp_path: Path) -> None:
+        setting = Setting(20, 200, {"hidden_units": 64})
+        path = add(tmp_path, f"{MLP}/pred", setting, a_run())
+        assert read(tmp_path) == {f"{MLP}/pred": {setting.label: (setting, [a_run()])}}
+        assert path.name == "paper-fashion_mnist-mlp-pred.json" and [path] == list(tmp_path.iterdir())
+
+    def test_the_file_holds_the_promised_keys_and_figures(self, tmp_path: Path) -> None:
+        setting = Setting(200, 200, {})
+        add(tmp_path, f"{MLP}/pred", setting, a_run(1, 9.0))
+        report = json.loads(add(tmp_path, f"{MLP}/pred", setting, a_run(2, 10.0)).read_text())
+        assert list(report)[:3] == ["schema", "name", "row"] and report["schema"] == 1
+        assert {"command", "machine", "versions", "commit", "rows", "targets"} < set(report)
+        assert report["rows"][0]["test_error_percent"] == {"median": 9.5, "minimum": 9.0, "maximum": 10.0, "n": 2}
+
+    def test_a_seed_is_kept_once_and_settings_apart(self, tmp_path: Path) -> None:
+        full, short = Setting(200, 200, {}), Setting(20, 200, {})
+        for setting, run in ((full, a_run(2)), (short, a_run(1)), (full, a_run(1, 8.0)), (full, a_run(2, 7.0))):
+            add(tmp_path, f"{MLP}/pred", setting, run)
+        kept = read(tmp_path)[f"{MLP}/pred"]
+        assert [(run.seed, run.test_error_percent) for run in kept[full.label][1]] == [(1, 8.0), (2, 7.0)]
+        assert [run.seed for run in kept[short.label][1]] == [1]
+
+    def test_a_curve_stands_on_a_line(self, tmp_path: Path) -> None:
+        curve = [float(epoch) for epoch in range(400)]
+        text = add(tmp_path, f"{MLP}/pred", Setting(400, 400, {}), a_run(train_curve=curve)).read_text()
+        assert len(text.splitlines()) < 100 and json.loads(text)["rows"][0]["runs"][0]["train_curve"] == curve
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"row": "x", "rows": [{}]}', '{"row": "x", "rows": 3}'])
+    def test_a_damaged_file_is_told(self, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(
+            DataError, match=r"x\.json cannot be read as the results of a row \(.*\); mend or remove it"
+        ):
+            read(tmp_path)
+        assert main(["--rows", MLP, "--results", str(tmp_path)]) == 2, "before any training"
+        assert capsys.readouterr().err.startswith("error: ")
+
+    def test_the_list_of_recipes_tells_the_nearest_to_the_recipe(self, tmp_path: Path) -> None:
+        row = "paper/fashion_mnist/vgg8b/glob"
+        add(tmp_path, row, Setting(20, 200, {"width": 0.25}), a_run(1, 9.0))
+        add(tmp_path, row, Setting(40, 200, {}), a_run(1, 8.0))
+        told = list_recipes(read_measured(tmp_path)).splitlines()
+        ours = "paper  4.53 %, ours 8.00 % (shortened to 40 of 200 epochs), 200 epochs"
+        assert f"{row:<40} {ours}" in told
+        assert f"{'table9/fashion_mnist/vgg8b/glob':<40} {ours}" in told, "the same training"
+        add(tmp_path, row, Setting(200, 200, {}), a_run(1, 4.5))
+        (tmp_path / "odd.json").write_text("{")
+        assert read_measured(tmp_path) == {row: "4.50 %"}, "what is no result is left out"
+        assert read_measured(tmp_path / "missing") == {}
+
+
+def kept_of(table: str, errors: dict[str, float], setting: Setting = Setting(400, 400, {})) -> Any:  # noqa: B008
+    return {f"{table}/{loss}": {setting.label: (setting, [a_run(1, error)])} for loss, error in errors.items()}
+
+
+class TestPage:
+    def test_losses_are_compared_pair_by_pair(self) -> None:
+        kept = kept_of("table4/cifar10/mlp", {"glob": 30.0, "pred": 29.0, "predsim": 29.5})
+        (found,) = comparisons("table4", kept)
+        assert found.network == "cifar10/mlp" and found.departure == ""
+        assert (found.agreeing, len(found.pairs)) == (2, 3), "the paper has predsim < pred < glob"
+
+    def test_only_equal_settings_are_compared(self) -> None:
+        full = kept_of("table4/cifar10/mlp", {"glob": 30.0})
+        short = kept_of("table4/cifar10/mlp", {"pred": 30.0}, Setting(40, 400, {}))
+        assert comparisons("table4", {**full, **short}) == []
+
+    def test_every_row_is_there_run_or_not(self) -> None:
+        text = page({})
+        assert text.count("| not run |") == len(experiments())
+        assert all(name.partition("/")[2] in text for name in experiments())
+
+    def test_paper_and_ours_stand_beside_each_other(self) -> None:
+        setting = Setting(40, 400, {"width": 0.25})
+        runs = [a_run(1, 9.0), a_run(2, 10.0, device="cuda:0", precision="bf16")]
+        text = page({"table4/cifar10/vgg8b/glob": {setting.label: (setting, runs)}})
+        line = "| 5.99 | 9.50 ± 0.71 | 2 | 40 of 400 | shortened, width 0.25 | 1 core of an A Chip; GPU 9, bf16 |"
+        assert f"| cifar10/vgg8b/glob {line}" in text
+
+    def test_a_sentence_says_whether_the_papers_order_holds(self) -> None:
+        right = page(kept_of("table4/cifar10/mlp", {"glob": 33.0, "predsim": 31.0}))
+        assert (
+            "The paper's order of the losses holds in our runs (cifar10/mlp: paper predsim 30.93 < glob 33.56, "
+            in right
+        )
+        wrong = page(kept_of("table4/cifar10/mlp", {"glob": 30.0, "predsim": 31.0}, Setting(40, 400, {})))
+        assert (
+            "holds in 0 of 1 pairs of losses in our runs (cifar10/mlp, shortened to 40 of 400 epochs: paper" in wrong
+        )
+        own = page(kept_of("segments/cifar10/resnet18-0.25x", {"glob": 30.0, "predsim": 31.0}, Setting(10, 10, {})))
+        assert "Ours, cifar10/resnet18-0.25x: glob 30.00 < predsim 31.00." in own
+
+    def test_the_figure_has_training_and_test_error_of_every_loss(self) -> None:
+        assert figure("figure2", {}) is None
+        kept = {first_of("figure2/cifar10/vgg11b/sim"): {"x": (Setting(2, 400, {}), [a_run()])}}
+        drawn = figure("figure2", kept)
+        assert drawn is not None and dict(drawn.panels) == {
+            "training error (dropout on)\nshortened to 2 of 400 epochs": {"sim": [(1.0, 50.0), (2.0, 3.0)]},
+            "test error\nshortened to 2 of 400 epochs": {"sim": [(2.0, 9.0)]},
+        }
+
+    def test_the_page_in_the_repository_is_what_is_kept(self, tmp_path: Path) -> None:
+        results = ROOT / "benchmarks" / "results" / "paper"
+        for path in results.glob("*.json"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        assert render(tmp_path).read_text() == (results / "README.md").read_text()
+        assert {p.name for p in tmp_path.glob("*.png")} <= {p.name for p in results.glob("*.png")}
+
+    def test_mistakes_are_told_in_a_line(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        for arguments, told in (
+            ([], "no rows are given; name some with --rows, such as table4/cifar10/mlp, or all with '*'"),
+            (["--rows", "tabel"], "--rows 'tabel' names no experiment; near are "),
+            (["--rows", MLP, "--seeds", "x"], "argument --seeds: invalid int value: 'x'; see python -m benchmarks"),
+            (["--rows", MLP, "--processes", "0"], "--processes is 0; give 1 to 1024"),
+            (["--rows", f"{MLP}/sim", "--processes", "9"], f"{MLP}/sim: 9 processes for a network of 4 blocks leave"),
+            (["--render", "--rows", MLP], "--render trains nothing; drop --rows and the flags after --"),
+        ):
+            assert main([*arguments, "--results", str(tmp_path)]) == 2
+            lines = capsys.readouterr().err.splitlines()
+            assert len(lines) == 1 and lines[0].startswith(f"error: {told}")
