@@ -21,7 +21,7 @@ from pipeline.config.measured import read_measured
 from pipeline.config.recipes import list_recipes
 from pipeline.config.toml import to_toml
 from pipeline.errors import PipelineError
-from pipeline.runtime.ending import Ending, leave_now
+from pipeline.runtime.ending import Ending, leave_now, open_standard_streams
 from pipeline.text import printable_lines
 
 __all__ = ["main"]
@@ -95,15 +95,8 @@ def _answer(text: str) -> None:
         print(printable_lines(text, getattr(sys.stdout, "encoding", None) or "ascii"), flush=True)
 
 
-def _open_standard_streams() -> None:
-    """Where one is closed the next file to be opened would get its number, and what is printed."""
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
-        continue
-    os.close(opened)
-
-
 if __name__ == "__main__":
-    _open_standard_streams()
+    open_standard_streams()
     # Of a connection that breaks torch logs its own stack, beside the line that says what has happened.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     place = environment()

@@ -247,17 +247,20 @@ def _train(
     with staying_on(layout.cores), session, saver or contextlib.nullcontext():
         session.run(feed, start)
     _check_finished(session, config, sizes, folder)
-    weights, state_sha256 = collect_state(stages, topology, world.bulk)
+    collected = collect_state(stages, topology, world.bulk)
     report_summary(stages, session)
     outcome, notes = None, list[str]()
     if plan is not None:
-        summary = gather_summary(control, config, plan, sizes, collector.records, digest(weights), state_sha256)
+        digests = digest(collected.weights), collected.sha256
+        summary = gather_summary(control, config, plan, sizes, collector.records, *digests)
         if folder is not None:
-            notes = folder.finish(summary, weights, collector.records, sizes.shape, sizes.classes)
+            notes = folder.finish(
+                summary, collected.weights, collected.exits, collector.records, sizes.shape, sizes.classes
+            )
         display.finish(summary, None if folder is None else str(folder.path), [spec.name for spec in layout.network])
         outcome = TrainResult(summary, tuple(collector.records))
     outcome = _OUTCOME.share(control, outcome)
-    _give_back(job.given, weights, world)
+    _give_back(job.given, collected.weights, world)
     for note in notes + gather_trace(world.bulk, recorder, plan, trace):
         display.note(note)
     return replace(outcome, blocks=job.given)

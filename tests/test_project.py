@@ -28,7 +28,7 @@ MODULES = sorted(
 
 WITHOUT_TORCH = (
     *("pipeline", "pipeline.errors", "pipeline.config", "pipeline.config.recipes", "pipeline.config.cli"),
-    "launch.pipeline_train",
+    *("launch.pipeline_train", "launch.evaluate"),
 )
 
 FORBIDDEN = {

@@ -20,7 +20,7 @@ from pipeline.config.schema import RunConfig, override
 from pipeline.config.toml import read_toml
 from pipeline.errors import ConfigError
 
-__all__ = ["EPILOG", "GROUPS", "Command", "parse"]
+__all__ = ["EPILOG", "GROUPS", "Command", "Parser", "parse", "reader"]
 
 EPILOG = "Without --dataset, --model, --recipe or --config the recipe `digits` is trained."
 
@@ -112,7 +112,7 @@ def _base(start: _Start, given: Mapping[str, Any]) -> RunConfig:
     return RunConfig() if "dataset" in given or "model" in given else recipe("digits")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a mistake as an exception instead of a usage text."""
 
     def error(self, message: str) -> NoReturn:
@@ -121,7 +121,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     """All flags; one that is not given leaves no trace, so that it overrides nothing."""
-    parser = _Parser(
+    parser = Parser(
         prog="pipeline_train.py",
         description="Train a network with local error signals, one stage a process: no backward locking.",
         epilog=EPILOG,
@@ -140,11 +140,11 @@ def _reading(kind: str, told: Option) -> Mapping[str, Any]:
     """How a flag is read, by the annotation of its field; where a word stands for None, it is given first."""
     if kind == "tuple[int, ...] | int | None":
         nothing = told.given.partition(",")[0]
-        return {"type": _reader(lambda text: _counts(text, nothing), f"not {told.given}")}
+        return {"type": reader(lambda text: _counts(text, nothing), f"not {told.given}")}
     return _KINDS.get(kind) or _KINDS[kind.removesuffix(" | None")]
 
 
-def _reader(read: Callable[[str], Any], wrong: str) -> Callable[[str], Any]:
+def reader(read: Callable[[str], Any], wrong: str) -> Callable[[str], Any]:
     """`read` as argparse wants it: what cannot be read is told in words, which argparse's own are not."""
 
     def told(text: str) -> Any:
@@ -166,13 +166,13 @@ def _counts(text: str, nothing: str) -> tuple[int, ...] | int | None:
     return _split(text) if "," in text else int(text)
 
 
-_WHOLE = _reader(int, "not a whole number")
+_WHOLE = reader(int, "not a whole number")
 
 _KINDS: Mapping[str, Mapping[str, Any]] = {
     "bool": {"action": "store_true"},
     "str": {"type": str},
     "int": {"type": _WHOLE},
-    "float": {"type": _reader(float, "not a number")},
+    "float": {"type": reader(float, "not a number")},
     "tuple[int, ...]": {"type": _WHOLE, "nargs": "+"},
-    "tuple[int, ...] | None": {"type": _reader(_split, "neither auto nor block counts such as 3,2,2,1")},
+    "tuple[int, ...] | None": {"type": reader(_split, "neither auto nor block counts such as 3,2,2,1")},
 }

@@ -6,18 +6,20 @@ import errno
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.config.method import Method
 from pipeline.config.paths import expanded
-from pipeline.config.schema import SECTIONS, ModelConfig, RunConfig, TrainConfig
+from pipeline.config.schema import SECTIONS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.text import brief, printable, shown
 
-__all__ = ["GONE", "from_toml", "read_model", "read_toml", "to_toml"]
+__all__ = ["GONE", "from_toml", "read_data", "read_method", "read_model", "read_toml", "to_toml"]
+
+P = TypeVar("P")
 
 _LONGEST = 1_000_000  # characters of a configuration
 _MOST_DOTS = 5000  # Python's reader takes memory with the square of a dotted key's parts; a path may have 4096
@@ -72,6 +74,32 @@ def read_model(path: str) -> tuple[ModelConfig, str]:
         for key, value in values.items():
             _check_entry(path, section, key, value, {})
     return ModelConfig(**model), Method(**loss).loss
+
+
+def read_method(path: str) -> Method:
+    """How the blocks of a `config.toml` answer, and in which batches, whichever version wrote the rest."""
+    return _part(path, "train", Method, _ANSWERING) or Method()
+
+
+def read_data(path: str) -> DataConfig | None:
+    """The images of a `config.toml`, whichever version wrote the rest; None where they were a user's own."""
+    return _part(path, "data", DataConfig, [f.name for f in fields(DataConfig)])
+
+
+_ANSWERING = ("loss", "decoder_dim", "target_projection", "segments", "batch_size", "precision", "seed")
+
+
+def _part(path: str, section: str, part: Callable[..., P], names: Sequence[str]) -> P | None:
+    """The entries of a section that have one of the `names`, or None without the section."""
+    values = _table(_read(path, path), path).get(section)
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} has no section [{section}]; give the config.toml of a run")
+    known = {key: values[key] for key in names if key in values}
+    for key, value in known.items():
+        _check_entry(path, section, key, value, {})
+    return part(**known)
 
 
 def _read(path: str, name: str) -> str:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from pipeline.learning.ops import AveragePoolFunction, FeedbackAlignment
 from pipeline.network.spec import HeadBuilder
 
-__all__ = ["SIMILARITY_HEADS", "AveragePool", "FeedbackLinear", "conv_head", "decoder_pool", "pooled_head"]
+__all__ = [
+    "SIMILARITY_HEADS",
+    "AveragePool",
+    "FeedbackLinear",
+    "conv_head",
+    "decoder_pool",
+    "pooled_features",
+    "pooled_head",
+]
 
 
 class FeedbackLinear(nn.Module):
@@ -65,6 +73,12 @@ def decoder_pool(shape: tuple[int, ...], limit: int) -> nn.Module:
             columns = math.ceil(width / kw)
     padding = (kh * (rows - height // kh) // 2, kw * (columns - width // kw) // 2)
     return nn.Identity() if (kh, kw) == (1, 1) else AveragePool((kh, kw), padding)
+
+
+def pooled_features(pool: nn.Module, shape: tuple[int, ...]) -> int:
+    """Features that a pooling leaves of one sample's activation of `shape`."""
+    pooled: Tensor = pool(torch.empty(1, *shape, device="meta"))
+    return pooled.numel()
 
 
 def conv_head(shape: tuple[int, ...]) -> nn.Module:

@@ -174,6 +174,11 @@ class LocalBlock:
         """Weights and buffers of the block alone, by `<block index>.<name>`."""
         return {f"{self.index}.{name}": tensor for name, tensor in self.block.state_dict().items()}
 
+    def classifier_state(self) -> dict[str, Tensor]:
+        """What the block's own classifier needs to answer, by `<block index>.<name>`; empty where it has none."""
+        state = self.loss.classifier_state() if isinstance(self.loss, LocalLoss) else {}
+        return {f"{self.index}.{name}": tensor for name, tensor in state.items()}
+
     def full_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Everything that training changes or draws: weights, buffers, local head, the optimizer's part of them."""
         state = self.inference_state()

@@ -11,11 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config.method import Method
-from pipeline.learning.heads import SIMILARITY_HEADS, FeedbackLinear, decoder_pool
+from pipeline.learning.heads import SIMILARITY_HEADS, FeedbackLinear, decoder_pool, pooled_features
 from pipeline.learning.ops import spatial_std
 from pipeline.network.spec import HeadBuilder
 
-__all__ = ["LocalLoss", "OutputLoss", "Targets", "create_local_loss", "similarity_matrix"]
+__all__ = [
+    "LocalLoss",
+    "OutputLoss",
+    "Targets",
+    "class_scores",
+    "classifier_outputs",
+    "create_local_loss",
+    "similarity_matrix",
+]
 
 
 def similarity_matrix(h: Tensor) -> Tensor:
@@ -72,6 +80,21 @@ class Targets:
         return self._similarities[key]
 
 
+def classifier_outputs(decoder: nn.Module, pool: nn.Module, h: Tensor) -> Tensor:
+    """What a local classifier makes of an activation: class scores [B, K], or [B, P] in -bio; float32 or wider."""
+    outputs: Tensor = decoder(pool(h).flatten(1))
+    return outputs.to(_wide(outputs.dtype))
+
+
+def class_scores(outputs: Tensor, projection: Tensor | None) -> Tensor:
+    """Class scores [B, K] of a local classifier's outputs; `projection` [P, K] where there is one."""
+    if projection is None:
+        return outputs
+    # The binary cross-entropy against the code of class k is, up to a term without k, minus this product.
+    codes = (projection > 0).to(outputs.dtype)  # [P, K]: column k is the code of class k
+    return outputs @ codes
+
+
 class LocalLoss(nn.Module):
     """The loss at the end of a block: local prediction, similarity matching, or their weighted sum.
 
@@ -125,14 +148,23 @@ class LocalLoss(nn.Module):
         self, decoder: nn.Module, h: Tensor, labels: Tensor, projected: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the local classifier; binary cross-entropy against the binarised targets in -bio."""
-        outputs = decoder(self.pool(h).flatten(1))
-        outputs = outputs.to(_wide(outputs.dtype))
-        if projected is None or self.projection is None:
-            return F.cross_entropy(outputs, labels), outputs.detach()
-        loss = F.binary_cross_entropy_with_logits(outputs, (projected > 0).to(outputs.dtype))
-        # The binary cross-entropy against the code of class k is, up to a term without k, minus this product.
-        codes = (self.projection > 0).to(outputs.dtype)  # [P, K]: column k is the code of class k
-        return loss, outputs.detach() @ codes
+        outputs = classifier_outputs(decoder, self.pool, h)
+        if projected is None:
+            loss = F.cross_entropy(outputs, labels)
+        else:
+            loss = F.binary_cross_entropy_with_logits(outputs, (projected > 0).to(outputs.dtype))
+        return loss, class_scores(outputs.detach(), self.projection)
+
+    def classifier_state(self) -> dict[str, Tensor]:
+        """What the local classifier needs to answer: weight, bias, in -bio the projection; empty where there is none.
+
+        Feedback weights only train.
+        """
+        if self.decoder is None:
+            return {}
+        names = ("decoder.weight", "decoder.bias", "projection")
+        state = self.state_dict()
+        return {name: state[name] for name in names if name in state}
 
     def _match(self, similarity: nn.Module, h: Tensor, wanted: Tensor) -> Tensor:
         """Mean squared difference of the B x B similarity matrices of features and targets (equation 3)."""
@@ -176,7 +208,7 @@ def create_local_loss(
     pool = decoder_pool(shape, config.decoder_dim)
     decoder: nn.Module | None = None
     if spec.prediction:
-        features = pool(torch.empty(1, *shape, device="meta")).numel()
+        features = pooled_features(pool, shape)
         decoder = FeedbackLinear(features, config.target_projection) if spec.bio else _classifier(features, classes)
     similarity: nn.Module | None = None
     if spec.similarity:

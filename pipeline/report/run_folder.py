@@ -1,4 +1,4 @@
-"""The run folder: configuration, metrics, summary, weights and curves. Only process 0 writes it."""
+"""The run folder: configuration, metrics, summary, weights, local classifiers, curves. Only process 0 writes it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ from pipeline.report.plots import save_curves
 from pipeline.report.records import EpochRecord, Summary
 from pipeline.text import json_text
 
-__all__ = ["FILES", "RunFolder", "check_kept", "default_folder"]
+__all__ = ["EVALUATION", "FILES", "RunFolder", "check_kept", "default_folder", "write_whole"]
 
-FILES = ("config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "curves.png")
+EVALUATION = ("exits.json", "exits.png")
+"""What an evaluation of a finished run adds."""
+
+FILES = (
+    *("config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "exits.safetensors", "curves.png"),
+    *EVALUATION,
+)
 
 
 def default_folder(dataset: str, model: str, loss: str) -> str:
@@ -135,14 +141,15 @@ class RunFolder:
         self,
         summary: Summary,
         weights: Mapping[str, Tensor],
+        exits: Mapping[str, Tensor],
         records: Sequence[EpochRecord],
         input_shape: tuple[int, ...],
         classes: int,
     ) -> list[str]:
-        """Write weights (with what it takes to build the network again), summary and curves.
+        """Write weights (with what it takes to build the network again), summary, local classifiers and curves.
 
         Whatever fails, the others are written. Returns what the user should know: that there are no curves, say.
-        Raises OSError where weights, metrics or summary cannot be written.
+        Raises OSError where weights, metrics, summary or local classifiers cannot be written.
         """
         known = {"model": summary.model, "input_shape": ",".join(map(str, input_shape)), "classes": str(classes)}
         try:
@@ -152,25 +159,40 @@ class RunFolder:
                 text = json_text(asdict(summary), indent=2) + "\n"
                 self._write("summary.json", lambda part: part.write_text(text, encoding="utf-8"))
             finally:
-                self._tell()
+                try:
+                    self._tell()
+                finally:
+                    self._finish_exits(exits, summary.weights_sha256)
         title = f"{summary.model} on {summary.dataset}, {summary.loss}"
         curves = self.path / "curves.png"
         draw = partial(save_curves, records, title=title)
         return attempt(str(curves), lambda: self._write(curves.name, draw))
 
+    def _finish_exits(self, exits: Mapping[str, Tensor], weights_sha256: str) -> None:
+        """Write the local classifiers, where there are any, and drop what was evaluated of the weights before."""
+        if exits:
+            known = {"weights_sha256": weights_sha256}
+            self._write("exits.safetensors", lambda part: _save(exits, part, known))
+        for name in EVALUATION:
+            (self.path / name).unlink(missing_ok=True)
+
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        """Under another name first, so that half a file is never taken for a result."""
-        part = self.path / f"{name}.part"
-        self.path.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away meanwhile
-        try:
-            part.unlink(missing_ok=True)  # a link would lead out
-            part.touch(exist_ok=False)
-            mode = part.stat().st_mode  # the user's; safetensors has its own
-            write(part)
-            part.chmod(mode)
-            part.replace(self.path / name)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(self.path / name, write)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Under another name first, so that half a file is never taken for a result."""
+    part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away meanwhile
+    try:
+        part.unlink(missing_ok=True)  # a link would lead out
+        part.touch(exist_ok=False)
+        mode = part.stat().st_mode  # the user's; safetensors has its own
+        write(part)
+        part.chmod(mode)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

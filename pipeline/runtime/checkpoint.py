@@ -1,9 +1,10 @@
-"""The state of all stages brought together in process 0: digests and the network's weights."""
+"""The state of all stages brought together in process 0: digests, the network's weights, the local classifiers."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,9 +16,27 @@ from pipeline.runtime.topology import Topology
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.topics import Topic
 
-__all__ = ["collect_state", "digest"]
+__all__ = ["Collected", "collect_state", "digest"]
 
 _STATE = Topic("state", list)
+
+_HEAD = "local_head."  # before the names of a local head's tensors, after the block
+_WEIGHTS, _EXITS = "weights", "exits"  # what a tensor is kept for; empty where only the digest has it
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What process 0 has of all blocks at the end of a run; the others have nothing of it.
+
+    Attributes:
+        weights: of the network, by `<block index>.<name>`.
+        exits: what the local classifiers need to answer, likewise.
+        sha256: digest of everything that training has changed or drawn.
+    """
+
+    weights: Mapping[str, Tensor]
+    exits: Mapping[str, Tensor]
+    sha256: str
 
 
 def _digested(name: str, tensor: Tensor) -> bytes:
@@ -35,37 +54,40 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return sha256.hexdigest()
 
 
-def collect_state(stages: Sequence[Stage], topology: Topology, bulk: Bulk) -> tuple[dict[str, Tensor], str]:
-    """Bring all blocks to process 0, one block at a time: its inference weights, and the digest of everything.
+def collect_state(stages: Sequence[Stage], topology: Topology, bulk: Bulk) -> Collected:
+    """Bring all blocks to process 0, one block at a time: what is kept of it, and the digest of everything.
 
     Blocks go by their names' sort order ("1." before "10." before "2."), so that one pass makes the digest.
     """
     mine = {block.index: (block, stage.optimizer) for stage in stages for block in stage.blocks}
-    weights: dict[str, Tensor] = {}
+    kept: dict[str, dict[str, Tensor]] = {_WEIGHTS: {}, _EXITS: {}}
     everything = hashlib.sha256()
     for index, owner in sorted(topology.owners().items(), key=lambda entry: f"{entry[0]}."):
         if bulk.control.rank == 0:
-            for name, tensor, inference in _parts(*mine[index]) if index in mine else _receive(index, owner, bulk):
+            for name, tensor, purpose in _parts(*mine[index]) if index in mine else _receive(index, owner, bulk):
                 everything.update(_digested(name, tensor))
-                if inference:
-                    weights[name] = tensor
+                if purpose:
+                    key = name.replace(f".{_HEAD}", ".", 1) if purpose == _EXITS else name
+                    kept[purpose][key] = tensor
         elif index in mine:
             parts = _parts(*mine[index])
-            described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), kept] for name, x, kept in parts]
+            described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), why] for name, x, why in parts]
             _STATE.publish(bulk.control, index, described)
             bulk.send(0, [tensor for _, tensor, _ in parts])
-    return weights, everything.hexdigest()
+    return Collected(kept[_WEIGHTS], kept[_EXITS], everything.hexdigest())
 
 
-def _receive(index: int, owner: int, bulk: Bulk) -> list[tuple[str, Tensor, bool]]:
+def _receive(index: int, owner: int, bulk: Bulk) -> list[tuple[str, Tensor, str]]:
     """A block of another process, as `_parts`."""
     described = _STATE.read(bulk.control, index, owner)
-    parts = [(name, torch.empty(shape, dtype=getattr(torch, dtype)), kept) for name, dtype, shape, kept in described]
+    parts = [(name, torch.empty(shape, dtype=getattr(torch, dtype)), why) for name, dtype, shape, why in described]
     bulk.receive(owner, [tensor for _, tensor, _ in parts])
     return parts
 
 
-def _parts(block: LocalBlock, optimizer: Optimizer) -> list[tuple[str, Tensor, bool]]:
-    """A block's state in sorted order: name, CPU tensor, whether it belongs to the inference network."""
-    state, inference = block.full_state(optimizer), block.inference_state()
-    return [(name, state[name].detach().to("cpu").contiguous(), name in inference) for name in sorted(state)]
+def _parts(block: LocalBlock, optimizer: Optimizer) -> list[tuple[str, Tensor, str]]:
+    """A block's state in sorted order: name, CPU tensor, what it is kept for."""
+    state = block.full_state(optimizer)
+    purposes = {name.replace(".", f".{_HEAD}", 1): _EXITS for name in block.classifier_state()}
+    purposes |= dict.fromkeys(block.inference_state(), _WEIGHTS)
+    return [(name, state[name].detach().to("cpu").contiguous(), purposes.get(name, "")) for name in sorted(state)]

@@ -20,7 +20,7 @@ from pipeline.text import one_line
 if TYPE_CHECKING:
     from pipeline.runtime.requests import Requests
 
-__all__ = ["Ending", "leave_now"]
+__all__ = ["Ending", "leave_now", "open_standard_streams", "tell"]
 
 _HEAD_START_S = 0.5  # how long the others get to find the same mistake before the first exit ends them
 _SAVE_S = 25.0  # for the last step and its checkpoint after a signal: torchrun kills after 30
@@ -62,7 +62,7 @@ class Ending:
             # Nothing comes between the teller and its line.
             signal.signal(signal.SIGTERM, signal.SIG_IGN if tells else lambda *_: os._exit(status))
         if tells:
-            _tell(f"error: {error}")
+            tell(f"error: {error}")
         if where.world_size > 1 and not tells and not isinstance(error, Interrupted):
             self._asked.wait(_GRACE_S)
         if where.world_size > 1:
@@ -108,7 +108,7 @@ class Ending:
             found = death(where, gone)
             if found is not None and found[1] == where.rank:
                 who = describe(found[0])
-                _tell(f"error: {who} died: its process is gone; see its output above, then start the run anew")
+                tell(f"error: {who} died: its process is gone; see its output above, then start the run anew")
             if found is None and requests is not None and requests.failed.wait(_LOOK_S):
                 self._interrupted = ""
                 self.leave(requests.failures[0])
@@ -121,7 +121,7 @@ class Ending:
 
     def _tell_interrupted(self) -> None:
         if self._where.rank == 0:
-            _tell(f"interrupted ({self._interrupted}); the run was ended before its last epoch")
+            tell(f"interrupted ({self._interrupted}); the run was ended before its last epoch")
 
     def _follow(self, parent: int) -> None:
         """Lead out where torchrun has died, if this process hangs on what it has from there."""
@@ -149,7 +149,14 @@ def leave_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _tell(line: str) -> None:
+def open_standard_streams() -> None:
+    """Where one is closed the next file to be opened would get its number, and what is printed."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(opened)
+
+
+def tell(line: str) -> None:
     """One line on standard error, safe for a terminal, if anybody listens; also from a handler of signals."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         encoding = getattr(sys.stderr, "encoding", None) or "ascii"

@@ -1,4 +1,4 @@
-"""A run's `model.safetensors`, whatever may have become of it."""
+"""A run's `model.safetensors` and `exits.safetensors`, whatever may have become of them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ class Weights:
     tensors: Mapping[str, Tensor]
     known: Mapping[str, str]
 
-    def sizes(self, where: str) -> tuple[tuple[int, ...], int]:
-        """Shape of an image, and number of classes. Raises DataError where the file does not say them."""
+    def sizes(self, where: str, axes: int | None = 3) -> tuple[tuple[int, ...], int]:
+        """Shape of a sample, of so many `axes` or of any number, and number of classes.
+
+        Raises DataError where the file does not say them.
+        """
         try:
             shape = tuple(int(side) for side in self.known["input_shape"].split(","))
             classes = int(self.known["classes"])
@@ -36,7 +39,8 @@ class Weights:
             raise DataError(
                 f"{where} does not say what it is the network for ({brief(str(error))}); give a run's own"
             ) from error
-        if len(shape) != 3 or not all(0 < number < 1 << 31 for number in (*shape, classes)):
+        fits = axes is None or len(shape) == axes
+        if not fits or not all(0 < number < 1 << 31 for number in (*shape, classes)):
             raise DataError(
                 f"{where} is for images of {shown(list(shape))} and {shown(classes)} classes, which cannot be"
             )

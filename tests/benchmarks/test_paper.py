@@ -294,7 +294,7 @@ class TestPage:
     def test_mistakes_are_told_in_a_line(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         for arguments, told in (
             ([], "no rows are given; name some with --rows, such as table4/cifar10/mlp, or all with '*'"),
-            (["--rows", "tabel"], "--rows 'tabel' names no experiment; near are "),
+            (["--rows", "tables4"], "--rows 'tables4' names no experiment; near are "),
             (["--rows", MLP, "--seeds", "x"], "argument --seeds: invalid int value: 'x'; see python -m benchmarks"),
             (["--rows", MLP, "--processes", "0"], "--processes is 0; give 1 to 1024"),
             (["--rows", f"{MLP}/sim", "--processes", "9"], f"{MLP}/sim: 9 processes for a network of 4 blocks leave"),

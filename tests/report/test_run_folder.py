@@ -11,20 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, load_file
+from safetensors import safe_open
+from safetensors.torch import load, load_file, save_file
 
 from pipeline.errors import ConfigError
 from pipeline.learning.packet import Position
 from pipeline.report import run_folder
-from pipeline.report.run_folder import FILES, RunFolder, check_kept
+from pipeline.report.run_folder import EVALUATION, FILES, RunFolder, check_kept
 from pipeline.runtime.checkpoint_files import CheckpointWriter
 from tests.support.made_up import made_up
 
 RUN = made_up()
+WRITTEN = [name for name in FILES if name not in EVALUATION]  # by a run itself
 
 
-def finish(folder: RunFolder, weights: dict[str, torch.Tensor] | None = None) -> list[str]:
-    return folder.finish(RUN.summary, weights or {"0.weight": torch.ones(2)}, [RUN.record], (3,), 2)
+def finish(
+    folder: RunFolder, weights: dict[str, torch.Tensor] | None = None, exits: dict[str, torch.Tensor] | None = None
+) -> list[str]:
+    exits = {"0.decoder.weight": torch.ones(3, 2)} if exits is None else exits
+    return folder.finish(RUN.summary, weights or {"0.weight": torch.ones(2)}, exits, [RUN.record], (3,), 2)
 
 
 def no(*_: Any, **__: Any) -> None:
@@ -56,6 +61,43 @@ def test_weights_that_cannot_be_saved_cost_neither_summary_nor_metrics(
     with pytest.raises(OSError, match="No space left"):
         finish(RunFolder(str(tmp_path), overwrite=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "summary.json"]
+
+
+def test_classifiers_that_cannot_be_saved_cost_no_other_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if path.name.startswith("exits"):
+            no()
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(run_folder, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        finish(RunFolder(str(tmp_path), overwrite=False))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "model.safetensors", "summary.json"]
+
+
+def test_the_classifiers_file_is_there_where_there_are_any_and_says_of_which_weights(tmp_path: Path) -> None:
+    finish(RunFolder(str(tmp_path / "without"), overwrite=False), exits={})
+    assert not (tmp_path / "without" / "exits.safetensors").exists()
+    finish(RunFolder(str(tmp_path / "with"), overwrite=False))
+    with safe_open(tmp_path / "with" / "exits.safetensors", "pt") as file:
+        assert list(file.keys()) == ["0.decoder.weight"]
+        assert file.metadata() == {"weights_sha256": RUN.summary.weights_sha256}
+
+
+def test_what_was_evaluated_of_a_run_goes_with_its_weights(tmp_path: Path) -> None:
+    for goes_on in (True, False):
+        folder = RunFolder(str(tmp_path), overwrite=not goes_on, goes_on=goes_on)
+        for name in EVALUATION:
+            (tmp_path / name).touch()
+        finish(folder)
+        folder.close()
+        assert not [name for name in EVALUATION if (tmp_path / name).exists()]
+    for name in EVALUATION:
+        (tmp_path / name).touch()
+    RunFolder(str(tmp_path), overwrite=True).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_an_epoch_that_could_not_be_written_down_comes_with_the_next(
@@ -105,7 +147,7 @@ def test_no_link_in_it_is_followed_out(tmp_path: Path, name: str, suffix: str, g
     assert finish(folder) == []
     assert victim.read_text() == "mine" and victim.stat().st_mtime_ns == before
     assert sorted(file.name for file in path.iterdir() if file.is_file() and not file.is_symlink()) == sorted(
-        [".lock", *FILES]
+        [".lock", *WRITTEN]
     )
 
 
@@ -141,7 +183,7 @@ def test_all_files_have_the_users_permissions(tmp_path: Path, mask: int, mode: i
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
-    assert len(files) == 7
+    assert len(files) == 8
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: oct(mode) for path in files}
 
 

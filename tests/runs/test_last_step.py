@@ -25,7 +25,10 @@ pytestmark = pytest.mark.runs
 
 SCRIPT = str(ROOT / "launch" / "pipeline_train.py")
 SMALL = ["--model", "mlp", "--hidden-units", "8", "--train-limit", "200", "--test-limit", "20", "--threads", "1"]
-COMPLETE = ["checkpoints", "config.toml", "curves.png", "metrics.jsonl", "model.safetensors", "summary.json"]
+COMPLETE = [
+    *("checkpoints", "config.toml", "curves.png", "exits.safetensors", "metrics.jsonl", "model.safetensors"),
+    "summary.json",
+]
 
 
 def names_in(folder: Path) -> list[str]:

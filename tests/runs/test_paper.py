@@ -52,13 +52,13 @@ def test_networks_have_as_many_parameters_as_the_paper_tells() -> None:
 
 
 def learn(name: str) -> None:
-    """Two steps on data of its shape, of the network a thirty-second as wide."""
+    """Two steps on data of its shape, of a network with few channels."""
     config = experiments()[name].config
     info = DATASETS[config.data.dataset]
     assert info.shape is not None and info.classes is not None
     model = replace(config.model, hidden_units=16, nonlinearity=config.model.nonlinearity_for(config.train.loss))
     if model.model != "mlp":
-        model = replace(model, width=model.width / (16 if "wrn" in model.model else 32))
+        model = replace(model, width=model.width / (32 if "vgg" in model.model else 16))
     train = replace(config.train, epochs=1, lr_milestones=(), batch_size=4, threads=1, decoder_dim=64)
     images = torch.randn(8, *info.shape, generator=torch.Generator().manual_seed(1))
     data = TensorDataset(images, torch.linspace(0, info.classes - 1, 8).long())

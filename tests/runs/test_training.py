@@ -54,7 +54,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]
 def test_the_run_folder_holds_what_the_contract_says(finished: tuple[Path, RunConfig]) -> None:
     folder, config = finished
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        ["checkpoints", "config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "curves.png"]
+        [
+            *("checkpoints", "config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "exits.safetensors"),
+            "curves.png",
+        ]
     )
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) == {
