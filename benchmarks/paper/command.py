@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,14 @@ from benchmarks.paper.rows import Plan, plans, select
 from benchmarks.paper.telling import Teller
 from benchmarks.paper.training import Progress, Stopped, TrainingFailed, harvest, train
 from benchmarks.paper.work import Clock, work
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, DataError, PipelineError, first_line
+from pipeline.text import one_line
 
-__all__ = ["main", "render"]
+__all__ = ["PAGE", "main", "render"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _RUNS = Path("runs") / "paper"
-_PAGE = "README.md"
+PAGE = "README.md"
 _MOST_PROCESSES = 1024
 
 _USAGE = """\
@@ -48,20 +50,27 @@ def main(arguments: Sequence[str]) -> int:
                 raise ConfigError("--render trains nothing; drop --rows and the flags after --")
             print(render(options.results))
             return 0
-        todo = plans(select(_patterns(options.rows)), options.seeds, options.epoch_scale, [*_data(options), *flags])
+        flags_of_all = ["--data-dir", options.data_dir, *flags]
+        todo = plans(select(_patterns(options.rows)), options.seeds, options.epoch_scale, flags_of_all)
         _check_processes(options.processes, todo)
-        read(options.results)  # a file that is damaged is told before hours of training
+        _check_folders(options.runs, options.results)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
-    command = _command(options, flags)
     try:
-        failed = _run_all(todo, options, command)
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        failed = _run_all(todo, options, _command(options, flags))
+    except Stopped as error:
+        _tell(f"error: {error}")
         return 1
-    print(render(options.results))
+    except KeyboardInterrupt:
+        _tell("error: stopped between two trainings; the same command goes on from there")
+        return 1
+    print(options.results / PAGE)
     return 1 if failed else 0
+
+
+def _tell(line: str) -> None:
+    print(one_line(line, sys.stderr.encoding), file=sys.stderr)
 
 
 def _command(options: argparse.Namespace, flags: Sequence[str]) -> str:
@@ -107,10 +116,6 @@ def _patterns(rows: Sequence[str] | None) -> Sequence[str]:
     return rows
 
 
-def _data(options: argparse.Namespace) -> list[str]:
-    return ["--data-dir", options.data_dir]
-
-
 def _check_processes(count: int, todo: Sequence[Plan]) -> None:
     if not 1 <= count <= _MOST_PROCESSES:
         raise ConfigError(f"--processes is {count}; give 1 to {_MOST_PROCESSES}")
@@ -121,20 +126,35 @@ def _check_processes(count: int, todo: Sequence[Plan]) -> None:
             raise ConfigError(f"{plan.row}: {error}") from error
 
 
-def _run_all(todo: Sequence[Plan], options: argparse.Namespace, command: str) -> list[str]:
-    """Train what is not kept yet. Returns what has failed, in words; raises Stopped."""
+def _check_folders(runs: Path, results: Path) -> None:
+    """Before hours of training: whether they can be written, and what they hold can be read."""
+    for flag, folder, write in (("--runs", runs, _try_writing), ("--results", results, render)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{flag} {folder} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+
+def _try_writing(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _run_all(todo: Sequence[Plan], options: argparse.Namespace, command: str) -> int:
+    """Train what is not kept yet. Returns how many have failed; raises Stopped."""
     left = [plan for plan in todo if not _is_kept(plan, options.results)]
     teller = Teller(len(todo), len(todo) - len(left), Console(stderr=True))
     clock = Clock([work(plan) for plan in left])
-    failed: list[str] = []
+    failed = 0
     with teller:
         for index, plan in enumerate(left):
             try:
                 _run(plan, index, clock, teller, options, command)
-            except Stopped:
-                raise
             except TrainingFailed as error:
-                failed.append(str(error))
+                failed += 1
                 teller.failed(plan, error)
     return failed
 
@@ -161,8 +181,13 @@ def _run(plan: Plan, index: int, clock: Clock, teller: Teller, options: argparse
         clock.finished(index, (last.epoch_seconds or (time.monotonic() - began) / plan.epochs) * plan.epochs)
     if run is None:
         raise TrainingFailed(f"{folder} holds no summary though its training has ended")
-    add(options.results, plan.row, setting_of(plan), run)
-    render(options.results)
+    try:
+        add(options.results, plan.row, setting_of(plan), run)
+        render(options.results)
+    except (OSError, DataError) as error:
+        raise TrainingFailed(
+            f"{first_line(error)}; its run is kept in {folder}: start the command anew then"
+        ) from error
     teller.ended(plan, run)
 
 
@@ -170,6 +195,6 @@ def render(results: Path) -> Path:
     """Write page and pictures from what is kept; the page's path."""
     kept = read(results)
     results.mkdir(parents=True, exist_ok=True)
-    path = results / _PAGE
+    path = results / PAGE
     path.write_text(page(kept, draw_tables(kept, results)), encoding="utf-8")
     return path

@@ -298,6 +298,10 @@ class TestPage:
             (["--rows", MLP, "--seeds", "x"], "argument --seeds: invalid int value: 'x'; see python -m benchmarks"),
             (["--rows", MLP, "--processes", "0"], "--processes is 0; give 1 to 1024"),
             (["--rows", f"{MLP}/sim", "--processes", "9"], f"{MLP}/sim: 9 processes for a network of 4 blocks leave"),
+            (
+                ["--rows", MLP, "--runs", "/proc/no"],
+                "--runs /proc/no cannot be written (No such file or directory); choo",
+            ),
             (["--render", "--rows", MLP], "--render trains nothing; drop --rows and the flags after --"),
         ):
             assert main([*arguments, "--results", str(tmp_path)]) == 2
