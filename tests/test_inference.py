@@ -68,6 +68,8 @@ def train(folder: Path, *flags: str) -> Path:
         ("--loss glob+pred", (0, 1, 2, 3)),
         ("--loss pred --model vgg6a --width 0.0625 --segments 2,2,2", (1, 3, 5)),
         ("--loss pred-bio --segments 2", (0, 3)),
+        ("--loss predsim --classifier mlp-sr", (0, 1, 2, 3)),
+        ("--loss pred --model vgg6a --width 0.0625 --segments 3 --classifier copy", (1, 2, 5)),
         ("--loss sim", (3,)),
         ("--loss glob", (3,)),
     ],

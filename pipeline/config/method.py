@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.config.catalog import LOSSES, LossSpec
-from pipeline.config.fields import Bounds, are_counts, check_fields, joined, option, several
+from pipeline.config.fields import Bounds, are_counts, check_fields, flag_name, joined, option, several
 from pipeline.errors import ConfigError
 from pipeline.text import brief, shown
 
@@ -34,6 +34,23 @@ class Method:
     )
     target_projection: int = option(
         128, "length of the fixed random projection of -bio targets", Bounds(1, 65_536, why=_MEMORY)
+    )
+    classifier: str = option(
+        "linear",
+        "local classifier",
+        ("linear", "mlp-sr", "copy"),
+        doc="local classifier: `linear` is the paper's; `mlp-sr` (Belilovsky et al. 2020) and `copy` (after Ma et al. "
+        "2024: a small network like what follows) judge what the block hands on, after its pooling",
+    )
+    head_start: str = option(
+        "zero",
+        "first weights of local classifiers",
+        ("zero", "random"),
+        doc="first weights of the local classifiers' last layer: `zero` is the paper's, with which blocks below learn "
+        "nothing from the first step; `random` are those of any linear layer",
+    )
+    label_smoothing: float = option(
+        0.0, "share of every target spread over all classes", Bounds(0.0), given="0 up to below 1"
     )
     similarity_head: str = option("conv", "before the similarity matrix, conv is the paper's", ("conv", "pool-4x4"))
     segments: tuple[int, ...] | int | None = option(
@@ -91,6 +108,9 @@ class Method:
             raise ConfigError(f"--momentum {self.momentum:g} needs --optimizer sgd, not {self.optimizer}")
         if self.momentum >= 1:
             raise ConfigError(f"--momentum is {self.momentum:g}; give 0 up to below 1")
+        if self.label_smoothing >= 1:
+            raise ConfigError(f"--label-smoothing is {self.label_smoothing:g}; give 0 up to below 1")
+        self._check_classifier()
         if self.similarity_head != "conv" and not self.loss_spec.similarity_head:
             raise ConfigError(
                 f"--similarity-head {self.similarity_head} needs a loss with a similarity head, not {self.loss}; "
@@ -98,6 +118,15 @@ class Method:
             )
         if self.segments is not None:
             self._check_segments()
+
+    def _check_classifier(self) -> None:
+        for name, default in (("classifier", "linear"), ("head_start", "zero")):
+            value = getattr(self, name)
+            if value != default and (not self.loss_spec.prediction or self.loss_spec.bio):
+                raise ConfigError(
+                    f"{flag_name(name)} {value} needs a loss with a local classifier that is trained by backprop, not "
+                    f"{self.loss}; choose pred, predsim, glob+pred or glob+predsim"
+                )
 
     def _check_segments(self) -> None:
         if not are_counts(several(self.segments)):

@@ -86,7 +86,7 @@ def read_data(path: str) -> DataConfig | None:
     return _part(path, "data", DataConfig, [f.name for f in fields(DataConfig)])
 
 
-_ANSWERING = ("loss", "decoder_dim", "target_projection", "segments", "batch_size", "precision", "seed")
+_ANSWERING = ("loss", "classifier", "decoder_dim", "target_projection", "segments", "batch_size", "precision", "seed")
 
 
 def _part(path: str, section: str, part: Callable[..., P], names: Sequence[str]) -> P | None:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from pipeline.config.method import Method
 from pipeline.errors import ConfigError
 from pipeline.learning.balance import segment_ends
+from pipeline.learning.classifiers import CLASSIFIERS
 from pipeline.learning.exit_figures import confidence
 from pipeline.learning.heads import decoder_pool, pooled_features
 from pipeline.learning.losses import class_scores, classifier_outputs
 from pipeline.network.blocks import Block, canonical
+from pipeline.network.flops import FlopCounter
 from pipeline.network.spec import BlockShape
 from pipeline.network.trial import lay_out
 from pipeline.text import shown
@@ -31,27 +33,26 @@ class Classifier(nn.Module):
     """A block's own classifier without its loss: activation [B, C, H, W] or [B, F] to class scores [B, K].
 
     Args:
-        pool: before the decoder.
-        features: that `pool` leaves.
-        classes: number of classes.
-        code: length of the target projection in -bio, None without one.
+        decoder: what answers.
+        pool: before it; without one it judges what the block hands on.
+        projection: of the targets in -bio, [P, K].
+        macs: multiply-accumulates of a sample; pooling does not count.
     """
 
     projection: Tensor | None
 
-    def __init__(self, pool: nn.Module, features: int, classes: int, code: int | None) -> None:
+    def __init__(self, decoder: nn.Module, pool: nn.Module | None, projection: Tensor | None, macs: int) -> None:
         super().__init__()
-        self.pool = pool
-        self.decoder = nn.Linear(features, classes if code is None else code)
-        self.register_buffer("projection", None if code is None else torch.empty(code, classes))
+        self.decoder, self.pool, self.macs = decoder, pool, macs
+        self.register_buffer("projection", projection)
+
+    @property
+    def judges_handed_on(self) -> bool:
+        """Whether it sees what the block hands on, and not what the block computes before."""
+        return self.pool is None
 
     def forward(self, h: Tensor) -> Tensor:
         return class_scores(classifier_outputs(self.decoder, self.pool, h), self.projection)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of a sample; pooling does not count."""
-        return self.decoder.weight.numel() + (0 if self.projection is None else self.projection.numel())
 
 
 def create_classifiers(config: Method, shapes: Sequence[BlockShape], classes: int) -> dict[int, Classifier]:
@@ -64,14 +65,28 @@ def create_classifiers(config: Method, shapes: Sequence[BlockShape], classes: in
         return {}
     last = len(shapes) - 1
     ends = range(last) if spec.backpropagates else sorted(segment_ends(config, shapes)[1] - {last})
-    found = {}
-    for index in ends:
-        shape = shapes[index].features
-        pool = decoder_pool(shape, config.decoder_dim)
+    return {index: _classifier(config, shapes[index], classes) for index in ends}
+
+
+def _classifier(config: Method, shape: BlockShape, classes: int) -> Classifier:
+    if config.classifier in CLASSIFIERS:
         with torch.device("meta"):
-            code = config.target_projection if spec.bio else None
-            found[index] = Classifier(pool, pooled_features(pool, shape), classes, code)
-    return found
+            decoder = CLASSIFIERS[config.classifier](shape.outputs, classes, False)
+            return Classifier(decoder, None, None, _macs(decoder, shape.outputs))
+    pool = decoder_pool(shape.features, config.decoder_dim)
+    features = pooled_features(pool, shape.features)
+    with torch.device("meta"):
+        code = config.target_projection if config.loss_spec.bio else None
+        projection = None if code is None else torch.empty(code, classes)
+        decoder = nn.Linear(features, code or classes)
+    return Classifier(decoder, pool, projection, decoder.weight.numel() + (code or 0) * classes)
+
+
+def _macs(decoder: nn.Module, shape: tuple[int, ...]) -> int:
+    samples, counter = 2, FlopCounter()
+    with torch.no_grad(), counter:
+        decoder.eval()(torch.zeros(samples, *shape, device="meta"))
+    return counter.flops // (2 * samples)
 
 
 class Confident(NamedTuple):
@@ -133,6 +148,7 @@ class EarlyExits(nn.Module):
         """
         for block, manners in zip(self.blocks, self._manners, strict=True):
             lay_out(block, manners.channels_last)
+        lay_out(self.classifiers, channels_last=True)
         self._canonical = True
         return self
 
@@ -141,8 +157,7 @@ class EarlyExits(nn.Module):
         found = []
         x = self._laid_out(x)
         for index in range(len(self.blocks)):
-            h, scores = self._features(index, x)
-            x = self._hand_on(index, h)
+            x, scores = self._pass(index, x)
             if scores is not None:
                 found.append(scores)
         return [*found, x]
@@ -159,26 +174,26 @@ class EarlyExits(nn.Module):
         answers = _Answers(len(x), x.device)
         x = self._laid_out(x)
         for index in range(len(self.blocks)):
-            h, scores = self._features(index, x)
+            x, scores = self._pass(index, x)
             if scores is not None:
                 stay = answers.take(scores, confidence(scores) >= threshold)
                 if not len(answers.left):
                     break
-                h = h if bool(stay.all()) else h[stay]
-            x = self._hand_on(index, h)
+                x = x if bool(stay.all()) else self._laid_out(x[stay])
         else:
             answers.take(x, torch.ones(len(x), dtype=torch.bool, device=x.device))
         return answers.given()
 
-    def _features(self, index: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Activation of a block that its classifier sees, and its class scores, where it has one."""
-        h = cast(Block, self.blocks[index]).features(self._manners[index].given(x))
-        key = str(index)
-        return h, self.classifiers[key](h) if key in self.classifiers else None
-
-    def _hand_on(self, index: int, h: Tensor) -> Tensor:
-        out: Tensor = cast(Block, self.blocks[index]).hand_on(self._manners[index].handed(h))
-        return self._laid_out(out)
+    def _pass(self, index: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a block hands on, and the class scores of its classifier, where it has one."""
+        block, manners = cast(Block, self.blocks[index]), self._manners[index]
+        h = block.features(manners.given(x))
+        out: Tensor = block.hand_on(manners.handed(h))
+        key, scores = str(index), None
+        if key in self.classifiers:
+            classifier = cast(Classifier, self.classifiers[key])
+            scores = classifier(out if classifier.judges_handed_on else h)
+        return self._laid_out(out), scores
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return canonical(x) if self._canonical else x

@@ -17,6 +17,7 @@ __all__ = [
     "SIMILARITY_HEADS",
     "AveragePool",
     "FeedbackLinear",
+    "classifier_layer",
     "conv_head",
     "decoder_pool",
     "pooled_features",
@@ -79,6 +80,14 @@ def pooled_features(pool: nn.Module, shape: tuple[int, ...]) -> int:
     """Features that a pooling leaves of one sample's activation of `shape`."""
     pooled: Tensor = pool(torch.empty(1, *shape, device="meta"))
     return pooled.numel()
+
+
+def classifier_layer(features: int, classes: int, *, zero: bool) -> nn.Linear:
+    """The last layer of a local classifier; with `zero`, as in the reference, its weights start at zero."""
+    layer = nn.Linear(features, classes)
+    if zero:
+        nn.init.zeros_(layer.weight)
+    return layer
 
 
 def conv_head(shape: tuple[int, ...]) -> nn.Module:

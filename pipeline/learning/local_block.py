@@ -14,7 +14,7 @@ from pipeline.learning.meter import Scored
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import TensorSpec
 from pipeline.network.blocks import Block, canonical
-from pipeline.network.spec import HeadBuilder
+from pipeline.network.spec import BlockShape, HeadBuilder
 from pipeline.network.trial import Manners
 from pipeline.seeding import seed_default_generator
 
@@ -24,7 +24,7 @@ __all__ = ["LocalBlock", "create_loss"]
 def create_loss(
     config: Method,
     index: int,
-    shape: tuple[int, ...],
+    shape: BlockShape,
     classes: int,
     *,
     output: bool,
@@ -34,7 +34,7 @@ def create_loss(
     """The loss that trains block `index`, its head keyed by (seed, block), or None where the block has none.
 
     Args:
-        shape: of one sample's activation as the loss sees it.
+        shape: of the block, for one sample.
         output: whether the block is the output layer.
         segment_end: whether the block ends a segment; only such blocks have a local loss, and all of `glob+X`.
         similarity_head: in place of the configured one.
@@ -42,12 +42,12 @@ def create_loss(
     spec = config.loss_spec
     assert config.beta is not None
     if output:
-        return OutputLoss(spec.output_scale(config.beta))
+        return OutputLoss(spec.output_scale(config.beta), config.label_smoothing)
     if not spec.local or not (segment_end or spec.backpropagates):
         return None
     with torch.random.fork_rng(devices=[]):
         seed_default_generator(torch.device("cpu"), config.seed, "head", index)
-        return create_local_loss(config, shape, classes, similarity_head)
+        return create_local_loss(config, shape.features, classes, similarity_head, handed_on=shape.outputs)
 
 
 class LocalBlock:
@@ -87,7 +87,8 @@ class LocalBlock:
         self.scored: Scored | None = None
         self._one = torch.ones((), dtype=torch.promote_types(numerics.dtype, torch.float32), device=numerics.device)
         self._features, self._hand_on = self.block.features, self.block.hand_on
-        self._judge: Callable[[Tensor, Targets], tuple[Tensor, Tensor | None]] | None = self.loss
+        self._judge: Callable[..., tuple[Tensor, Tensor | None]] | None = self.loss
+        self._judges_out = isinstance(self.loss, LocalLoss) and self.loss.judges_handed_on
         if config.compile:
             self._features = compiled(self._features, f"features_{index}")
             self._hand_on = compiled(self._hand_on, f"hand_on_{index}")
@@ -123,7 +124,7 @@ class LocalBlock:
             x = x.detach().requires_grad_()
         with self.numerics.autocast():
             h = self._features(self.manners.given(x))
-            with torch.set_grad_enabled(self.gradient_in):
+            with torch.set_grad_enabled(self.gradient_in or self._judges_out):
                 out = self._hand_on(self.manners.handed(h))
         self._x, self._h, self._out = x, h, out
         return self._handed_on(out)
@@ -145,7 +146,7 @@ class LocalBlock:
             gradients.append(gradient.to(self._out.dtype))
         if self._judge is not None:
             with self.numerics.autocast():
-                loss, scores = self._judge(self._h, targets)
+                loss, scores = self._judge(self._h, targets, *self._also_judged(self._out))
             self.scored = Scored(loss.detach(), scores)
             roots.append(loss)
             gradients.append(self._one)
@@ -163,9 +164,14 @@ class LocalBlock:
         """What the block hands on in evaluation mode; what its loss makes of the batch is in `scored`."""
         with self.numerics.autocast():
             h = self.block.features(self.manners.given(x))
+            out = self.block.hand_on(self.manners.handed(h))
             if self.loss is not None:
-                self.scored = Scored(*self.loss(h, targets))
-            return self._handed_on(self.block.hand_on(self.manners.handed(h)))
+                self.scored = Scored(*self.loss(h, targets, *self._also_judged(out)))
+            return self._handed_on(out)
+
+    def _also_judged(self, out: Tensor) -> tuple[Tensor, ...]:
+        """What the loss sees beside the features."""
+        return (out,) if self._judges_out else ()
 
     def _handed_on(self, out: Tensor) -> Tensor:
         return canonical(out.detach().to(self.numerics.dtype), self.numerics.channels_last)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config.method import Method
-from pipeline.learning.heads import SIMILARITY_HEADS, FeedbackLinear, decoder_pool, pooled_features
+from pipeline.learning.classifiers import CLASSIFIERS
+from pipeline.learning.heads import (
+    SIMILARITY_HEADS,
+    FeedbackLinear,
+    classifier_layer,
+    decoder_pool,
+    pooled_features,
+)
 from pipeline.learning.ops import spatial_std
 from pipeline.network.spec import HeadBuilder
 
@@ -80,9 +87,12 @@ class Targets:
         return self._similarities[key]
 
 
-def classifier_outputs(decoder: nn.Module, pool: nn.Module, h: Tensor) -> Tensor:
-    """What a local classifier makes of an activation: class scores [B, K], or [B, P] in -bio; float32 or wider."""
-    outputs: Tensor = decoder(pool(h).flatten(1))
+def classifier_outputs(decoder: nn.Module, pool: nn.Module | None, h: Tensor) -> Tensor:
+    """What a local classifier makes of an activation: class scores [B, K], or [B, P] in -bio; float32 or wider.
+
+    Without a `pool` the decoder takes the activation as it is.
+    """
+    outputs: Tensor = decoder(h if pool is None else pool(h).flatten(1))
     return outputs.to(_wide(outputs.dtype))
 
 
@@ -101,6 +111,7 @@ class LocalLoss(nn.Module):
     `beta` weighs similarity against prediction: (1 - beta) * pred + beta * sim; 0 is prediction alone, 1 is
     similarity alone. `decoder`, `similarity` are the local head; each is None where the loss has no such part.
     With `projection` (the -bio variants) the targets are a fixed random projection of the one-hot labels.
+    Without a `pool` the decoder judges what the block hands on instead of h; `smoothing` is of its targets.
     """
 
     projection: Tensor | None
@@ -111,21 +122,28 @@ class LocalLoss(nn.Module):
         *,
         decoder: nn.Module | None,
         similarity: nn.Module | None,
-        pool: nn.Module,
+        pool: nn.Module | None,
         beta: float,
         projection: Tensor | None,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.classes, self.beta = classes, beta
+        self.classes, self.beta, self.smoothing = classes, beta, smoothing
         self.decoder, self.similarity, self.pool = decoder, similarity, pool
         self.register_buffer("projection", projection)  # [P, K]
 
-    def forward(self, h: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+    @property
+    def judges_handed_on(self) -> bool:
+        """Whether the classifier sees what the block hands on, and not h."""
+        return self.decoder is not None and self.pool is None
+
+    def forward(self, h: Tensor, targets: Targets, handed_on: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Loss of a batch and, where the block has a classifier, its class scores.
 
         Args:
             h: activation of the block before dropout and pooling, [B, C, H, W] or [B, F].
             targets: of the batch.
+            handed_on: activation after them, where `judges_handed_on`.
 
         Returns:
             Scalar loss (float32) and class scores [B, K] without gradient, or None.
@@ -136,7 +154,8 @@ class LocalLoss(nn.Module):
             projected = targets.onehot(self.classes, dtype) @ self.projection.T
         loss, scores = None, None
         if self.decoder is not None:
-            loss, scores = self._predict(self.decoder, h, targets.labels, projected)
+            seen = h if handed_on is None else handed_on
+            loss, scores = self._predict(self.decoder, seen, targets.labels, projected)
         if self.similarity is not None:
             wanted = targets.similarities(self.classes, dtype) if projected is None else similarity_matrix(projected)
             matching = self._match(self.similarity, h, wanted)
@@ -150,21 +169,20 @@ class LocalLoss(nn.Module):
         """Cross-entropy of the local classifier; binary cross-entropy against the binarised targets in -bio."""
         outputs = classifier_outputs(decoder, self.pool, h)
         if projected is None:
-            loss = F.cross_entropy(outputs, labels)
+            loss = F.cross_entropy(outputs, labels, label_smoothing=self.smoothing)
         else:
             loss = F.binary_cross_entropy_with_logits(outputs, (projected > 0).to(outputs.dtype))
         return loss, class_scores(outputs.detach(), self.projection)
 
     def classifier_state(self) -> dict[str, Tensor]:
-        """What the local classifier needs to answer: weight, bias, in -bio the projection; empty where there is none.
+        """What the local classifier needs to answer: its own, in -bio the projection; empty where there is none.
 
         Feedback weights only train.
         """
         if self.decoder is None:
             return {}
-        names = ("decoder.weight", "decoder.bias", "projection")
         state = self.state_dict()
-        return {name: state[name] for name in names if name in state}
+        return {n: t for n, t in state.items() if n.startswith(("decoder.", "projection")) and n != "decoder.feedback"}
 
     def _match(self, similarity: nn.Module, h: Tensor, wanted: Tensor) -> Tensor:
         """Mean squared difference of the B x B similarity matrices of features and targets (equation 3)."""
@@ -176,25 +194,24 @@ class LocalLoss(nn.Module):
 class OutputLoss(nn.Module):
     """Cross-entropy on the class scores of the output layer, times `scale` (1 - beta where the loss is predsim)."""
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.0, smoothing: float = 0.0) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.smoothing = scale, smoothing
 
     def forward(self, h: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
         """Loss of a batch and the class scores without gradient; h is [B, K]."""
         scores = h.to(_wide(h.dtype))
-        return F.cross_entropy(scores, targets.labels) * self.scale, scores.detach()
-
-
-def _classifier(features: int, classes: int) -> nn.Linear:
-    """As every classifier of the reference, with weights that start at zero and a bias that does not."""
-    layer = nn.Linear(features, classes)
-    nn.init.zeros_(layer.weight)
-    return layer
+        loss = F.cross_entropy(scores, targets.labels, label_smoothing=self.smoothing)
+        return loss * self.scale, scores.detach()
 
 
 def create_local_loss(
-    config: Method, shape: tuple[int, ...], classes: int, similarity_head: HeadBuilder | None = None
+    config: Method,
+    shape: tuple[int, ...],
+    classes: int,
+    similarity_head: HeadBuilder | None = None,
+    *,
+    handed_on: tuple[int, ...] | None = None,
 ) -> LocalLoss:
     """The local loss of a block, with a head sized for an activation.
 
@@ -202,17 +219,35 @@ def create_local_loss(
         config: names the loss; for `glob+X` its part X counts.
         shape: of one sample's activation, (C, H, W) or any other, which is then flattened.
         similarity_head: what stands before the similarity matrix, where it is not the configured one.
+        handed_on: shape of what the block hands on of it; the same without.
     """
     spec, beta = config.loss_spec, config.beta
     assert beta is not None
-    pool = decoder_pool(shape, config.decoder_dim)
-    decoder: nn.Module | None = None
-    if spec.prediction:
+    pool: nn.Module | None = decoder_pool(shape, config.decoder_dim)
+    similarity_pool, decoder = pool, None
+    if spec.prediction and config.classifier in CLASSIFIERS:
+        build_classifier, pool = CLASSIFIERS[config.classifier], None
+        decoder = build_classifier(handed_on or shape, classes, config.head_start == "zero")
+    elif spec.prediction:
+        assert pool is not None
         features = pooled_features(pool, shape)
-        decoder = FeedbackLinear(features, config.target_projection) if spec.bio else _classifier(features, classes)
+        zero = config.head_start == "zero"
+        decoder = (
+            FeedbackLinear(features, config.target_projection)
+            if spec.bio
+            else classifier_layer(features, classes, zero=zero)
+        )
     similarity: nn.Module | None = None
     if spec.similarity:
         build = similarity_head or SIMILARITY_HEADS[config.similarity_head]
-        similarity = build(shape) if spec.similarity_head else pool
+        similarity = build(shape) if spec.similarity_head else similarity_pool
     projection = nn.Linear(classes, config.target_projection, bias=False).weight.detach() if spec.bio else None
-    return LocalLoss(classes, decoder=decoder, similarity=similarity, pool=pool, beta=beta, projection=projection)
+    return LocalLoss(
+        classes,
+        decoder=decoder,
+        similarity=similarity,
+        pool=pool,
+        beta=beta,
+        projection=projection,
+        smoothing=config.label_smoothing,
+    )

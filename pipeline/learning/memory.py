@@ -35,7 +35,7 @@ def loss_bytes(config: TrainConfig, network: Network, shapes: Sequence[BlockShap
             loss = create_loss(
                 config,
                 index,
-                shape.features,
+                shape,
                 classes,
                 output=index == len(network) - 1,
                 segment_end=index in ends,

@@ -231,8 +231,8 @@ def build_stage(
     blocks = []
     for i in own:
         first, last, output = i in firsts, i in lasts, i == len(network) - 1
-        features, head = shapes[i].features, network[i].similarity_head
-        loss = create_loss(config, i, features, classes, output=output, segment_end=last, similarity_head=head)
+        head = network[i].similarity_head
+        loss = create_loss(config, i, shapes[i], classes, output=output, segment_end=last, similarity_head=head)
         block = build_block(network[i], config.seed, i)
         local = LocalBlock(
             i,

@@ -130,6 +130,8 @@ def test_captured_steps_have_the_bits_of_plain_ones(loss: str, split: Sequence[i
         {"precision": "bf16"},
         {"segments": (3, 3)},
         {"similarity_head": "pool-4x4"},
+        {"classifier": "mlp-sr", "label_smoothing": 0.1},
+        {"classifier": "copy", "head_start": "random"},
     ],
     ids=str,
 )

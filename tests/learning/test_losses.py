@@ -43,7 +43,7 @@ def test_similarity_reduces_only_maps_with_more_than_three_channels_and_one_row(
 def test_predsim_weighs_similarity_by_beta() -> None:
     loss = make("predsim", (8, 6, 6), beta=0.7)
     h, labels = random_batch((8, 6, 6))
-    assert isinstance(loss.decoder, torch.nn.Linear) and loss.similarity is not None
+    assert isinstance(loss.decoder, torch.nn.Linear) and loss.similarity is not None and loss.pool is not None
     torch.nn.init.normal_(loss.decoder.weight)
     scores = loss.decoder(loss.pool(h).flatten(1))
     matching = F.mse_loss(

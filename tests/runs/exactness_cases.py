@@ -58,6 +58,8 @@ def _losses(*names: str) -> dict[str, RunConfig]:
 
 PLAIN = _losses("pred", "predsim", "predsim-bio", "glob", "glob+predsim") | {
     "cheap head": vary(BASE, similarity_head="pool-4x4"),
+    "mlp-sr": vary(BASE, loss="pred", classifier="mlp-sr", label_smoothing=0.1),
+    "copy, random start": vary(BASE, classifier="copy", head_start="random"),
     "sgd": vary(BASE, optimizer="sgd", momentum=0.9, weight_decay=1e-4, lr=0.05),
     "amsgrad": vary(BASE, optimizer="amsgrad"),
     "rare evaluation": vary(BASE, loss="pred", epochs=3, eval_every=2),
