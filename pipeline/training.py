@@ -218,7 +218,9 @@ def _train(
         folder.restore(keeping.records)
     world.bulk.from_first(_state(job.given))
     stages = [
-        build_stage(working, layout.network, layout.shapes, layout.classes, split, index, numerics)
+        build_stage(
+            working, layout.network, layout.shapes, layout.classes, split, index, numerics, sizes.steps_per_epoch
+        )
         for index in topology.stages_of(world.rank)
     ]
     start = load(beginning, options.init_from, stages, topology, world.bulk)
@@ -239,7 +241,7 @@ def _train(
         )
         display.start(plan)
     saver = saver_of(folder, keeping, config, topology, control, start)
-    collector = Collector(config, display, folder, keeping.records, saver)
+    collector = Collector(config, sizes.steps_per_epoch, display, folder, keeping.records, saver)
     traced = _TRACED.share(control, trace is not None if world.rank == 0 else None)
     recorder = Recorder(enabled=traced, synchronize=stages[0].synchronize)
     session = Session(stages, topology, working, control, links, collector, recorder, options.requests)

@@ -24,6 +24,7 @@ from benchmarks.contenders.common import (
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data.batches import Batches
+from pipeline.learning.norms import norm_biases
 from pipeline.learning.optimizer import create_optimizer, set_learning_rate
 
 __all__ = ["backprop_step", "train_backprop", "train_ddp"]
@@ -52,10 +53,13 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
 
 def backprop_step(config: TrainConfig, model: nn.Module, device: torch.device) -> tuple[Step, torch.optim.Optimizer]:
     """One step of global backprop in its fastest form, and its optimizer."""
-    optimizer = create_optimizer(config, list(model.parameters()), True)
+    optimizer, loss = (
+        create_optimizer(config, list(model.parameters()), True, norm_biases(model)),
+        cross_entropy(config),
+    )
 
     def step(images: Tensor, labels: Tensor) -> None:
-        cross_entropy(model(images), labels).backward()
+        loss(model(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -15,6 +15,7 @@ from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data.batches import Batches
 from pipeline.learning.compiled import compiled
+from pipeline.learning.norms import prepare_norms
 from pipeline.learning.numerics import Numerics
 from pipeline.network.blocks import Block
 from pipeline.network.spec import Network, build_block
@@ -102,6 +103,7 @@ class Mixed(nn.Module):
     def __init__(self, layers: Iterable[nn.Module], config: TrainConfig, device: torch.device) -> None:
         super().__init__()
         self.body = nn.Sequential(*layers)
+        prepare_norms(config, self.body)
         self._run = compiled(self.body.forward, "backprop") if config.compile else self.body.forward
         self._numerics = Numerics(device, config.precision)
 
@@ -111,9 +113,13 @@ class Mixed(nn.Module):
         return out
 
 
-def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """As our own losses compute it: half precisions go up to float32."""
-    return F.cross_entropy(scores.float(), labels)
+def cross_entropy(config: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of class scores and labels, as our own losses compute it: half precisions go up to float32."""
+
+    def compute(scores: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(scores.float(), labels, label_smoothing=config.label_smoothing)
+
+    return compute
 
 
 def barrier(member: Member, device: torch.device) -> None:
@@ -159,10 +165,10 @@ def timed_epochs(
     seconds: list[float] = []
     errors: list[float | None] = []
     for epoch in range(1, config.train.epochs + 1):
-        set_learning_rate(config.train.learning_rate(epoch))
         barrier(member, device)
         start = time.perf_counter()
-        for _, images, labels in batches.train(epoch):
+        for done, images, labels in batches.train(epoch):
+            set_learning_rate(config.train.rate(epoch, done, batches.steps_per_epoch))
             step(images, labels)
         barrier(member, device)
         seconds.append(time.perf_counter() - start)

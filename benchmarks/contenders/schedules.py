@@ -26,6 +26,7 @@ from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import Batches
 from pipeline.learning.balance import balance, members
+from pipeline.learning.norms import norm_biases
 from pipeline.learning.optimizer import create_optimizer, set_learning_rate
 from pipeline.learning.profile import count_costs
 from pipeline.network.spec import infer_shapes
@@ -76,9 +77,11 @@ class _Scheduled:
             _Chunk([self.blocks[index] for index in members(split)[chunk]], config.train, self.device)
             for chunk in self.mine
         ]
-        self.optimizers = [create_optimizer(config.train, list(chunk.parameters()), True) for chunk in chunks]
+        self.optimizers = [
+            create_optimizer(config.train, list(chunk.parameters()), True, norm_biases(chunk)) for chunk in chunks
+        ]
         stages = [Stage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)]
-        self.schedule = create_schedule(name, stages, microbatches, cross_entropy)
+        self.schedule = create_schedule(name, stages, microbatches, cross_entropy(config.train))
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One batch in microbatches, then one update."""

@@ -68,9 +68,32 @@ class Method:
         (), "epochs after which the learning rate is multiplied", shown="none", metavar="E", given="at least 1, rising"
     )
     lr_decay: float = option(0.25, "what it is multiplied by", Bounds(0.0, open_low=True))
+    lr_schedule: str = option(
+        "milestones",
+        "how the learning rate goes on",
+        ("milestones", "cosine", "triangle"),
+        doc="how the learning rate goes on: `milestones` by epochs, as in the paper; `cosine` and `triangle` step "
+        "by step from `--lr` down to nothing at the end of the last epoch, along a cosine or a line",
+    )
+    lr_peak: float = option(
+        0.0, "share of all steps over which cosine and triangle first rise", Bounds(0.0), given="0 up to below 1"
+    )
     optimizer: str = option("adam", "optimizer of every block", ("adam", "amsgrad", "sgd"))
     momentum: float = option(0.0, "momentum of sgd", Bounds(0.0), given="0 up to below 1")
+    nesterov: bool = option(False, "momentum that looks ahead")
     weight_decay: float = option(0.0, "weight decay of every optimizer", Bounds(0.0, 1e38, why=_FLOAT))
+    norm_momentum: float | None = option(
+        None,
+        "share of a batch in the running statistics of batch norms",
+        Bounds(0.0, 1.0, open_low=True),
+        shown="the network's, 0.1",
+        metavar="F",
+    )
+    norm_bias_lr: float = option(
+        1.0,
+        "factor of the learning rate for the biases of batch norms",
+        Bounds(0.0, 1e6, open_low=True, why="weights hold no more"),
+    )
     precision: str = option("fp32", "number format of the arithmetic", ("fp32", "bf16"))
     compile: bool = option(
         False,
@@ -103,7 +126,22 @@ class Method:
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             raise ConfigError(f"--lr-milestones {' '.join(map(str, self.lr_milestones))} do not rise; give each once")
 
+    def _check_schedule(self) -> None:
+        if self.lr_peak >= 1:
+            raise ConfigError(f"--lr-peak is {self.lr_peak:g}; give 0 up to below 1")
+        by_step = self.lr_schedule != "milestones"
+        if by_step and self.lr_milestones:
+            given = " ".join(map(str, self.lr_milestones))
+            raise ConfigError(
+                f"--lr-milestones {given} needs --lr-schedule milestones, not {self.lr_schedule}; drop one"
+            )
+        if self.lr_peak and not by_step:
+            raise ConfigError(f"--lr-peak {self.lr_peak:g} needs --lr-schedule cosine or triangle, not milestones")
+
     def _check_combinations(self) -> None:
+        self._check_schedule()
+        if self.nesterov and not self.momentum:
+            raise ConfigError("--nesterov needs a --momentum above 0; give one, such as 0.9")
         if self.momentum and self.optimizer != "sgd":
             raise ConfigError(f"--momentum {self.momentum:g} needs --optimizer sgd, not {self.optimizer}")
         if self.momentum >= 1:

@@ -38,10 +38,13 @@ def check_resumable(saved: RunConfig | TrainConfig, now: RunConfig | TrainConfig
 
     Raises ConfigError that names both values of an entry on which the weights depend.
     """
-    before, notes = dict(_entries(saved)), []
-    for name, value in _entries(now):
+    before, after, notes = dict(_entries(saved)), dict(_entries(now)), []
+    free = (
+        _FREE if after["lr_schedule"] == "milestones" else _FREE - {"epochs"}
+    )  # by step to the end of the last epoch
+    for name, value in after.items():
         was, flag = before.get(name), flag_name(name)
-        if was == value or name in _FREE:
+        if was == value or name in free:
             continue
         if name in _ROUNDING:
             notes.append(

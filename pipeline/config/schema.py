@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
@@ -26,6 +27,22 @@ class TrainConfig(Placement, Schedule, Method):  # fields come in the reverse or
     def __post_init__(self) -> None:
         for part in (Method, Schedule, Placement):
             part.__post_init__(self)
+
+    def rate(self, epoch: int, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, counted from 0 over the whole run.
+
+        Of 10 steps with a peak at 0.2, in parts of --lr:
+
+            triangle   1/2 1 | 8/8 7/8 6/8 5/8 4/8 3/8 2/8 1/8
+        """
+        if self.lr_schedule == "milestones":
+            return self.learning_rate(epoch)
+        total = self.epochs * steps_per_epoch
+        rising = round(self.lr_peak * total)
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        done = (step - rising) / (total - rising)
+        return self.lr * (1 - done if self.lr_schedule == "triangle" else (1 + math.cos(math.pi * done)) / 2)
 
     def check_blocks(self, blocks: int, world_size: int) -> None:
         """As for a placement, and segments against the network and the stages; counts not yet found come later."""

@@ -11,6 +11,7 @@ from pipeline.config.method import Method
 from pipeline.learning.compiled import compiled
 from pipeline.learning.losses import LocalLoss, OutputLoss, Targets, create_local_loss
 from pipeline.learning.meter import Scored
+from pipeline.learning.norms import norm_biases, prepare_norms
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import TensorSpec
 from pipeline.network.blocks import Block, canonical
@@ -83,6 +84,8 @@ class LocalBlock:
         self.index, self.config, self.numerics, self.manners, self.name = index, config, numerics, manners, name
         self.block = numerics.place(block, channels_last=manners.channels_last)
         self.loss = None if loss is None else numerics.place(loss)
+        self._parts = [part for part in (self.block, self.loss) if part is not None]
+        prepare_norms(config, *self._parts)
         self.gradient_in, self.gradient_out, self.gives = gradient_in, gradient_out, gives
         self.scored: Scored | None = None
         self._one = torch.ones((), dtype=torch.promote_types(numerics.dtype, torch.float32), device=numerics.device)
@@ -100,11 +103,14 @@ class LocalBlock:
         head = () if self.loss is None else self.loss.named_parameters(prefix="local_head")
         return [(n, p) for n, p in (*self.block.named_parameters(), *head) if p.requires_grad]
 
+    def norm_biases(self) -> list[nn.Parameter]:
+        """Those of them that batch norms add."""
+        return norm_biases(*self._parts)
+
     def train(self, mode: bool) -> None:
         """Switch dropout and batch norm between training and evaluation."""
-        self.block.train(mode)
-        if self.loss is not None:
-            self.loss.train(mode)
+        for part in self._parts:
+            part.train(mode)
 
     def forward(self, x: Tensor, step: int) -> Tensor:
         """What the block hands on for a batch, computed from the weights before this step's update.

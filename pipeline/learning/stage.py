@@ -87,20 +87,23 @@ class Stage:
         config: TrainConfig,
         inputs: tuple[int, ...],
         outputs: tuple[int, ...],
+        steps_per_epoch: int = 1,
     ) -> None:
         self.index, self.blocks, self.config = index, tuple(blocks), config
+        self._steps_per_epoch = steps_per_epoch
         self.numerics = self.blocks[0].numerics
         self.device = self.numerics.device
         self.takes, self.gives = (labelled(TensorSpec(shape, self.numerics.dtype)) for shape in (inputs, outputs))
         parameters = [p for block in blocks for _, p in block.named_trainable()]
-        self.optimizer = create_optimizer(config, parameters, self.numerics.fused)
+        biases = [bias for block in blocks for bias in block.norm_biases()]
+        self.optimizer = create_optimizer(config, parameters, self.numerics.fused, biases)
         captures = config.capture == "auto" and self.device.type == "cuda"
         self.capture = Capture(blocks, self.optimizer, partial(CudaGraphs, self.device) if captures else None)
         self._targets_of: dict[int, Targets] = {}  # by size of the batch
         scored = [block.index for block in blocks if block.loss is not None]
         self._meters = {kind: Meter(scored, self.device) for kind in ("train", "test")}
         self._training = True
-        self._epoch = 0
+        self._rate: float | None = None  # of the optimizer
 
     def forward(self, packet: Packet) -> Packet:
         x = self._enter(packet, training=True)
@@ -142,12 +145,16 @@ class Stage:
             self._training = training
             for block in self.blocks:
                 block.train(training)
-        if training and packet.at.epoch != self._epoch:
-            self._epoch = packet.at.epoch
-            set_learning_rate(self.config.learning_rate(self._epoch), self.optimizer)
+        if training:
+            self._learn_at(self.config.rate(packet.at.epoch, packet.at.step, self._steps_per_epoch))
         self._targets = self._of_batch(packet.labels)
         x = packet.x.to(self.device, self.numerics.dtype, non_blocking=True)
         return canonical(x, self.numerics.channels_last)
+
+    def _learn_at(self, rate: float) -> None:
+        if rate != self._rate:
+            self._rate = rate
+            set_learning_rate(rate, self.optimizer)
 
     def _of_batch(self, labels: Tensor) -> Targets:
         """The targets of a batch: always the same ones for one size, filled again."""
@@ -188,7 +195,7 @@ class Stage:
 
     @property
     def _remedy(self) -> str:
-        rate = self.config.learning_rate(self._epoch)
+        rate = self.config.lr if self._rate is None else self._rate
         return f"lower --lr, which is {rate:g} there, or look for numbers in the data that are not finite"
 
     def _of_all(self, found: Mapping[int, BlockScore]) -> Scores:
@@ -219,8 +226,11 @@ def build_stage(
     split: Sequence[int],
     index: int,
     numerics: Numerics,
+    steps_per_epoch: int = 1,
 ) -> Stage:
     """Build stage `index` of a network whose stages have `split` blocks each, and none of the other blocks.
+
+    `steps_per_epoch` matters to learning rates that go on step by step alone.
 
     Raises ConfigError where the blocks are to be compiled and there is no compiler.
     """
@@ -247,4 +257,4 @@ def build_stage(
             name=network[i].name,
         )
         blocks.append(local)
-    return Stage(index, blocks, config, shapes[own[0]].inputs, shapes[own[-1]].outputs)
+    return Stage(index, blocks, config, shapes[own[0]].inputs, shapes[own[-1]].outputs, steps_per_epoch)

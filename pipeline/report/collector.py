@@ -29,6 +29,7 @@ class Collector(Observer):
     """
 
     config: TrainConfig  # learning rates
+    steps_per_epoch: int
     display: Display
     folder: RunFolder | None  # takes the epochs; None writes nothing
     records: list[EpochRecord] = field(default_factory=list)
@@ -46,7 +47,8 @@ class Collector(Observer):
         self.display.status(stages)
 
     def epoch(self, epoch: int, parts: Sequence[StageEpoch]) -> None:
-        record = merge_epoch(epoch, self.config.learning_rate(epoch), parts)
+        last = self.config.rate(epoch, epoch * self.steps_per_epoch - 1, self.steps_per_epoch)
+        record = merge_epoch(epoch, last, parts)
         self.records.append(record)
         notes = [] if self.folder is None else attempt("metrics.jsonl", partial(self.folder.append, record))
         self.display.epoch(record)

@@ -33,6 +33,15 @@ def test_placement_and_length_may_change(values: dict[str, Any]) -> None:
     assert check_resumable(recipe("digits"), changed(**values), "run") == []
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "triangle"])
+def test_the_length_may_not_change_where_every_rate_depends_on_it(schedule: str) -> None:
+    was = changed(lr_schedule=schedule, lr_milestones=())
+    now = changed(lr_schedule=schedule, lr_milestones=(), epochs=13)
+    assert check_resumable(was, changed(lr_schedule=schedule, lr_milestones=(), queue_depth=9), "run") == []
+    with pytest.raises(ConfigError, match="run was saved with --epochs 12, but it is 13 now; go on with what it was"):
+        check_resumable(was, now, "run")
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [

@@ -62,6 +62,11 @@ PLAIN = _losses("pred", "predsim", "predsim-bio", "glob", "glob+predsim") | {
     "copy, random start": vary(BASE, classifier="copy", head_start="random"),
     "sgd": vary(BASE, optimizer="sgd", momentum=0.9, weight_decay=1e-4, lr=0.05),
     "amsgrad": vary(BASE, optimizer="amsgrad"),
+    "batch norms apart": vary(BASE, loss="pred", norm_momentum=0.6, norm_bias_lr=8.0),
+    "cosine": vary(BASE, loss="pred", lr_schedule="cosine", lr_peak=0.3),
+    "triangle, nesterov": vary(
+        BASE, loss="pred", optimizer="sgd", momentum=0.9, nesterov=True, lr=0.05, lr_schedule="triangle", lr_peak=0.2
+    ),
     "rare evaluation": vary(BASE, loss="pred", epochs=3, eval_every=2),
     "1000 steps": LONG,
 }
