@@ -23,6 +23,7 @@ from pipeline.errors import Interrupted
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import Block
+from pipeline.network.fastnet import WHITENING_IMAGES, WhiteningBlock
 from pipeline.network.sequential import CUSTOM, given_network
 from pipeline.network.zoo import named_network
 from pipeline.report.collector import Collector
@@ -224,6 +225,8 @@ def _train(
         for index in topology.stages_of(world.rank)
     ]
     start = load(beginning, options.init_from, stages, topology, world.bulk)
+    if batches is not None:
+        _prepare(stages[0].blocks[0].block, batches)
     links = world.links(device)
     report_plan(control, stages, layout)
     plan = None
@@ -266,6 +269,12 @@ def _train(
     for note in notes + gather_trace(world.bulk, recorder, plan, trace):
         display.note(note)
     return replace(outcome, blocks=job.given)
+
+
+def _prepare(first: Block, batches: Batches) -> None:
+    """Let the first block look at the data, if it wants to and has not: no saved weights have come for it."""
+    if isinstance(first, WhiteningBlock) and not first.prepared:
+        first.prepare(batches.plain(WHITENING_IMAGES))
 
 
 def _check_finished(session: Session, config: TrainConfig, sizes: Sizes, folder: RunFolder | None) -> None:

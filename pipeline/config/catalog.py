@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 __all__ = [
     "CUSTOM",
     "DATASETS",
+    "FASTNET",
+    "FASTNET_PLAN",
     "LOSSES",
     "MODELS",
     "POOL",
@@ -137,7 +139,13 @@ RESIDUAL_PLANS: Mapping[str, ResidualPlan] = {
     "wrn-40-10": _wide(6),
 }
 
-MODELS = ("mlp", *VGG_PLANS, *RESIDUAL_PLANS)
+FASTNET = "fastnet"  # one network of a kind of its own
+FASTNET_PLAN = ((64, True), (64, False), (256, True), (256, False), (256, True), (256, False))
+"""Channels of its convolutions, and whether a pooling comes before the norm."""
+
+_FASTNET_SIDE = 9  # 2x2 patches of it leave 8 x 8, and the poolings 1 x 1
+
+MODELS = ("mlp", *VGG_PLANS, *RESIDUAL_PLANS, FASTNET)
 
 CUSTOM = "custom"  # the model's name where the network is a user's own
 
@@ -178,6 +186,11 @@ def stem_stride(side: int) -> int:
 def check_fits(model: str, shape: tuple[int, int, int]) -> None:
     """Raise ConfigError if images of `shape` (channels, height, width) are too small for the pools of `model`."""
     _, height, width = shape
+    if model == FASTNET and min(height, width) < _FASTNET_SIDE:
+        raise ConfigError(
+            f"images of {height}x{width} pixels are too small for {model}, which needs at least {_FASTNET_SIDE}x"
+            f"{_FASTNET_SIDE}; choose mlp or vgg6a, or larger images"
+        )
     side, pools = min(height, width), VGG_PLANS.get(model, ()).count(POOL)
     need = 2**pools
     if side // stem_stride(max(height, width)) < need:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.catalog import LOSSES, MODELS, POOL, RESIDUAL_PLANS, VGG_PLANS
+from pipeline.config.catalog import FASTNET, FASTNET_PLAN, LOSSES, MODELS, POOL, RESIDUAL_PLANS, VGG_PLANS
 from pipeline.config.fields import Bounds, check_fields, option
 from pipeline.errors import ConfigError
 
@@ -24,14 +24,14 @@ class ModelConfig:
     hidden_layers: int | None = option(
         None,
         "hidden fully connected layers",
-        shown="3 for mlp, 1 for vgg, 0 for residual networks",
+        shown="3 for mlp, 1 for vgg, 0 for others",
         given="0, 1 for mlp, to 1000",
     )
     nonlinearity: str = option(
         "auto",
         "after each hidden layer",
-        ("auto", "relu", "leaky_relu"),
-        shown="auto: leaky_relu where the loss holds sim, else relu",
+        ("auto", "relu", "leaky_relu", "gelu"),
+        shown="auto: leaky_relu where the loss holds sim, else relu; gelu for fastnet",
     )
     dropout: float = option(0.0, "rate on what a block hands on", Bounds(0.0), given="0 up to below 1")
 
@@ -40,7 +40,7 @@ class ModelConfig:
         width, perceptron = self.width, self.model == "mlp"
         residual = RESIDUAL_PLANS.get(self.model)
         if self.hidden_layers is None:
-            object.__setattr__(self, "hidden_layers", 3 if perceptron else 0 if residual else 1)
+            object.__setattr__(self, "hidden_layers", 3 if perceptron else int(self.model in VGG_PLANS))
         Bounds(1 if perceptron else 0, 1000, why=_MEMORY).check("hidden_layers", self.hidden_layers)
         if self.dropout >= 1:
             raise ConfigError(f"--dropout is {self.dropout}; give 0 up to below 1")
@@ -55,8 +55,10 @@ class ModelConfig:
             )
 
     def nonlinearity_for(self, loss: str) -> str:
-        """The nonlinearity, `auto` resolved as in the paper's recipes."""
-        return LOSSES[loss].nonlinearity if self.nonlinearity == "auto" else self.nonlinearity
+        """The nonlinearity, `auto` resolved as in the paper's recipes, or as the network has it."""
+        if self.nonlinearity != "auto":
+            return self.nonlinearity
+        return "gelu" if self.model == FASTNET else LOSSES[loss].nonlinearity
 
     @property
     def blocks(self) -> int:
@@ -64,4 +66,6 @@ class ModelConfig:
         assert self.hidden_layers is not None
         residual = RESIDUAL_PLANS.get(self.model)
         convolutions = sum(entry != POOL for entry in VGG_PLANS.get(self.model, ()))
+        if self.model == FASTNET:
+            convolutions = len(FASTNET_PLAN)
         return (residual.blocks if residual else convolutions) + self.hidden_layers + 1

@@ -45,6 +45,9 @@ class _Split(Protocol):
     def prefetch(self, indices: Tensor) -> None:
         """Begin to read what the next `batch` will ask for."""
 
+    def plain(self, indices: Tensor) -> Tensor:
+        """Images as evaluation would see them, as far as the data set knows."""
+
 
 class Batches:
     """Training and test batches. Holds no state between calls: a batch is a function of data, seed, epoch and step.
@@ -128,6 +131,10 @@ class Batches:
         for step, (images, labels) in enumerate(_read_ahead(self._train, parts, first), first):
             yield step, images, labels
 
+    def plain(self, count: int) -> Tensor:
+        """The first `count` training samples at most, unaugmented, float32 on the device."""
+        return self._train.plain(torch.arange(min(count, self.train_samples)))
+
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels of all test samples, in their own order."""
         return _read_ahead(self._test, torch.arange(self.test_samples).split(self._batch_size), 0)
@@ -164,11 +171,16 @@ class _ImageSplit:
         return len(self._store.labels)
 
     def batch(self, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        images_NHWC, labels = self._store.take(indices).to(self._device), self._store.labels.index_select(0, indices)
-        how, mean, std = self._loaded.augmentation, self._loaded.mean, self._loaded.std
+        labels = self._store.labels.index_select(0, indices)
         if self._seed is None:
-            return normalize(images_NHWC, mean, std, how.crop_to), labels
-        return augment(images_NHWC, how, mean, std, keyed_generator(self._seed, "augment", step)), labels
+            return self.plain(indices), labels
+        images_NHWC, loaded = self._store.take(indices).to(self._device), self._loaded
+        generator = keyed_generator(self._seed, "augment", step)
+        return augment(images_NHWC, loaded.augmentation, loaded.mean, loaded.std, generator), labels
+
+    def plain(self, indices: Tensor) -> Tensor:
+        images_NHWC, loaded = self._store.take(indices).to(self._device), self._loaded
+        return normalize(images_NHWC, loaded.mean, loaded.std, loaded.augmentation.crop_to)
 
     def prefetch(self, indices: Tensor) -> None:
         self._store.prefetch(indices)

@@ -54,6 +54,9 @@ class _TensorSplit:
         images = to_float(self._images.index_select(0, chosen).to(self._device))
         return _channels_last(images), self._labels.index_select(0, indices)
 
+    def plain(self, indices: Tensor) -> Tensor:
+        return self.batch(indices, 0)[0]
+
     def prefetch(self, indices: Tensor) -> None:
         """Nothing to do: all is in memory."""
 
@@ -77,6 +80,9 @@ class _DatasetSplit:
         together = torch.stack(images)
         check_finite(together, indices, self._name)
         return _channels_last(together.to(self._device)), torch.tensor(labels)
+
+    def plain(self, indices: Tensor) -> Tensor:
+        return self.batch(indices, 0)[0]
 
     def prefetch(self, indices: Tensor) -> None:
         """Nothing is read ahead: the samples' chance is keyed by their own step."""

@@ -59,7 +59,9 @@ class Block(nn.Module, ABC):
 
 
 def nonlinearity_named(name: str) -> nn.Module:
-    """`relu`, or `leaky_relu` with slope 0.01."""
+    """`relu`, `gelu`, or `leaky_relu` with slope 0.01."""
+    if name == "gelu":
+        return nn.GELU()
     return nn.LeakyReLU(0.01, inplace=True) if name == "leaky_relu" else nn.ReLU(inplace=True)
 
 

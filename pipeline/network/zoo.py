@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
 
-from pipeline.config.catalog import LOSSES, POOL, RESIDUAL_PLANS, VGG_PLANS, ResidualPlan, check_fits, stem_stride
+from pipeline.config.catalog import (
+    FASTNET,
+    FASTNET_PLAN,
+    LOSSES,
+    POOL,
+    RESIDUAL_PLANS,
+    VGG_PLANS,
+    ResidualPlan,
+    check_fits,
+    stem_stride,
+)
 from pipeline.config.method import Method
 from pipeline.config.model import ModelConfig
 from pipeline.network.blocks import Block, ConvBlock, LinearBlock, OutputBlock
+from pipeline.network.fastnet import FastBlock, FastOutput, WhiteningBlock
 from pipeline.network.residual import EXPANSION, ResidualBlock, WideBlock
 from pipeline.network.spec import BlockSpec, Network, build_block
 
@@ -33,7 +45,10 @@ def named_network(config: ModelConfig, shape: tuple[int, ...], classes: int, los
         features = config.hidden_units
     # As in the reference: classifiers start at zero unless trained by global backpropagation or fed by a convolution.
     zero = LOSSES[loss].local and config.hidden_layers > 0
-    specs.append(BlockSpec(f"output {features}-{classes}", partial(OutputBlock, features, classes, zero=zero)))
+    output: Callable[[], Block] = partial(OutputBlock, features, classes, zero=zero)
+    if config.model == FASTNET:
+        output = partial(FastOutput, features, classes)
+    specs.append(BlockSpec(f"output {features}-{classes}", output))
     return tuple(specs)
 
 
@@ -45,6 +60,8 @@ def _convolutions(config: ModelConfig, shape: tuple[int, ...], nonlinearity: str
         return _residual(config, RESIDUAL_PLANS[config.model], shape, nonlinearity)
     channels, height, width = shape
     check_fits(config.model, (channels, height, width))
+    if config.model == FASTNET:
+        return _fastnet(config, channels, nonlinearity)
     specs: list[BlockSpec] = []
     stride = stem_stride(max(height, width))
     height, width = (height + stride - 1) // stride, (width + stride - 1) // stride
@@ -87,6 +104,19 @@ def _residual(
     return specs, channels
 
 
+def _fastnet(config: ModelConfig, channels: int, nonlinearity: str) -> tuple[list[BlockSpec], int]:
+    """Its convolutions, the first with the whitening; the last hands on the maxima of its maps."""
+    specs = []
+    for index, (width, pool) in enumerate(FASTNET_PLAN):
+        out, last = int(width * config.width), index + 1 == len(FASTNET_PLAN)
+        kind = partial(WhiteningBlock) if index == 0 else partial(FastBlock, last=last)
+        build = partial(kind, channels, out, nonlinearity=nonlinearity, dropout=config.dropout, pool=pool)
+        name = f"{'whitening, ' if index == 0 else ''}conv {channels}-{out}"
+        specs.append(BlockSpec(name + (", pool" if pool else "") + (", maxima" if last else ""), build))
+        channels = out
+    return specs, channels
+
+
 def create_model(
     name: str,
     *,
@@ -103,12 +133,13 @@ def create_model(
     """A named network as a list of blocks, as the command line builds it.
 
     Args:
-        name: `mlp`, one of the VGG family, such as `vgg8b`, or a residual network, such as `resnet18` or `wrn-28-10`.
+        name: `mlp`, one of the VGG family, such as `vgg8b`, a residual network, such as `resnet18` or `wrn-28-10`, or
+            `fastnet`.
         input_shape: of one image, (channels, height, width).
         classes: number of classes.
         width: multiplies the channels of a convolutional network.
         hidden_units, hidden_layers: of the fully connected blocks before the output layer.
-        nonlinearity: `relu`, `leaky_relu` or `auto`, which follows `loss`.
+        nonlinearity: `relu`, `leaky_relu`, `gelu` or `auto`, which follows `loss`.
         dropout: rate on what a block hands on.
         loss: the loss it will be trained with; it decides `auto` and the start of the output layer.
         seed: key of the initial weights.

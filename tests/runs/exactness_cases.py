@@ -62,6 +62,7 @@ PLAIN = _losses("pred", "predsim", "predsim-bio", "glob", "glob+predsim") | {
     "copy, random start": vary(BASE, classifier="copy", head_start="random"),
     "sgd": vary(BASE, optimizer="sgd", momentum=0.9, weight_decay=1e-4, lr=0.05),
     "amsgrad": vary(BASE, optimizer="amsgrad"),
+    "fastnet": replace(vary(BASE, classifier="copy"), model=ModelConfig(model="fastnet", width=0.125)),
     "batch norms apart": vary(BASE, loss="pred", norm_momentum=0.6, norm_bias_lr=8.0),
     "cosine": vary(BASE, loss="pred", lr_schedule="cosine", lr_peak=0.3),
     "triangle, nesterov": vary(
