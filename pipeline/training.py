@@ -209,7 +209,14 @@ def _train(
     largest = sizes.largest_batch(config.batch_size)  # nothing is measured or kept for more samples than there are
     layout = agree_on_layout(control, replace(config, batch_size=largest), job.network, sizes, numerics, world.seat)
     split, topology = layout.split, Topology.over(layout.split, world.size)
-    config = replace(config, segments=layout.segments, split=split, stages=len(split), threads=_threads(layout))
+    config = replace(
+        config,
+        segments=layout.segments,
+        first_cut_after=None,
+        split=split,
+        stages=len(split),
+        threads=_threads(layout),
+    )
     working = replace(config, batch_size=largest)
     torch.set_num_threads(layout.threads[world.rank])
     keeping = Keeping(job.effective(config), job.dataset, job.model, sizes)

@@ -62,6 +62,14 @@ class Method:
         doc="consecutive blocks trained by one local loss at their end, with backprop inside: `block`, every block is "
         "one, as in the paper; a number, so many, balanced by counted forward arithmetic; or block counts",
     )
+    first_cut_after: int | None = option(
+        None,
+        "blocks that the first of so many --segments has at least",
+        Bounds(1, 1_000_000, why="no network has more"),
+        shown="1",
+        doc="blocks that the first segment has at least, where `--segments` is a number: cuts that serve accuracy "
+        "come late, not before the second pooling",
+    )
     batch_size: int = option(128, "samples of a step", Bounds(2, 10_000_000, why=_MEMORY))
     lr: float = option(5e-4, "learning rate", Bounds(0.0, 1e38, open_low=True, why=_FLOAT))
     lr_milestones: tuple[int, ...] = option(
@@ -156,6 +164,11 @@ class Method:
             )
         if self.segments is not None:
             self._check_segments()
+        if self.first_cut_after is not None and not isinstance(self.segments, int):
+            raise ConfigError(
+                f"--first-cut-after {self.first_cut_after} needs a number of --segments, not {self.segments_text}; "
+                "give one, such as --segments 2, or the block counts of all"
+            )
 
     def _check_classifier(self) -> None:
         for name, default in (("classifier", "linear"), ("head_start", "zero")):

@@ -53,6 +53,12 @@ class TrainConfig(Placement, Schedule, Method):  # fields come in the reverse or
         count = len(self.segments) if isinstance(self.segments, tuple) else self.segments
         if isinstance(self.segments, int) and count > blocks:
             raise ConfigError(f"{named} for a network of {blocks} blocks leaves some empty; use at most {blocks}")
+        least = self.first_cut_after or 1
+        if isinstance(self.segments, int) and least + count - 1 > blocks:
+            raise ConfigError(
+                f"--first-cut-after {least} leaves {blocks - least} of the {blocks} blocks for the other {count - 1} "
+                f"of {named}; give at most {blocks - count + 1}"
+            )
         if isinstance(self.segments, tuple) and sum(self.segments) != blocks:
             raise ConfigError(
                 f"{named} covers {sum(self.segments)} blocks, but the network has {blocks}; make the counts add "

@@ -73,8 +73,14 @@ def cut_segments(config: Method, shapes: Sequence[BlockShape]) -> tuple[int, ...
     if config.segments is None:
         return (1,) * len(shapes)
     if isinstance(config.segments, int):
-        return balance([float(shape.macs) for shape in shapes], config.segments)
+        return _balance_after(config.first_cut_after or 1, [float(shape.macs) for shape in shapes], config.segments)
     return config.segments
+
+
+def _balance_after(first: int, costs: Sequence[float], segments: int) -> tuple[int, ...]:
+    """`balance` whose first group has at least `first` blocks: these count as one."""
+    head, *others = balance([sum(costs[:first]), *costs[first:]], segments)
+    return (head + first - 1, *others)
 
 
 def segment_ends(config: Method, shapes: Sequence[BlockShape]) -> tuple[set[int], set[int]]:

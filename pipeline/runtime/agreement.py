@@ -144,7 +144,7 @@ def count_segments(config: TrainConfig, shapes: Sequence[BlockShape], world_size
     Raises ConfigError if a stage ends inside one of them.
     """
     if isinstance(config.segments, int):
-        config = replace(config, segments=cut_segments(config, shapes))
+        config = replace(config, segments=cut_segments(config, shapes), first_cut_after=None)
         config.check_blocks(len(shapes), world_size)
     return config
 

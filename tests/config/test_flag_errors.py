@@ -70,6 +70,16 @@ ONE_PROCESS: list[tuple[str, str]] = [
     ("--split 3,3", r"--split 3,3 places 6 blocks, but the network has 8; make the counts add up to 8"),
     ("--split 4,4 --stages 3", r"--split 4,4 makes 2 stages, but --stages is 3; drop one of them"),
     ("--segments 3,3", r"--segments 3,3 covers 6 blocks, but the network has 8; make the counts add up to 8"),
+    (
+        "--segments 3 --first-cut-after 7",
+        r"--first-cut-after 7 leaves 1 of the 8 blocks for the other 2 of --segments 3; give at most 6",
+    ),
+    (
+        "--segments 3,5 --first-cut-after 3",
+        r"--first-cut-after 3 needs a number of --segments, not 3,5; give one, such as",
+    ),
+    ("--first-cut-after 3", r"--first-cut-after 3 needs a number of --segments, not block; give one, such as"),
+    ("--segments 2 --first-cut-after 0", r"--first-cut-after is 0; give a whole number at least 1"),
     ("--segments 9", r"--segments 9 for a network of 8 blocks leaves some empty; use at most 8"),
     ("--segments 3,5 --split 4,4", r"--split 4,4 cuts a segment of --segments 3,5 after 4 blocks; let stages end"),
     ("--segments 3,5 --stages 3", r"3 stages for the 2 segments of --segments 3,5 leave stages empty; use at most 2"),

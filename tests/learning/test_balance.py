@@ -7,7 +7,9 @@ import random
 
 import pytest
 
-from pipeline.learning.balance import balance, members, shares
+from pipeline.config.schema import TrainConfig
+from pipeline.learning.balance import balance, cut_segments, members, shares
+from pipeline.network.spec import BlockShape
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,15 @@ def test_balance_is_as_good_as_trying_every_split() -> None:
 def test_members_and_shares_follow_the_split() -> None:
     assert members((3, 2)) == [(0, 1, 2), (3, 4)]
     assert shares([1, 1, 2, 2, 2], (3, 2)) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("segments", "first", "expected"),
+    [(2, None, (2, 3)), (2, 1, (2, 3)), (2, 3, (3, 2)), (3, 2, (2, 1, 2)), (2, 4, (4, 1)), (3, 3, (3, 1, 1))],
+)
+def test_the_first_cut_comes_no_earlier_than_asked_for(
+    segments: int, first: int | None, expected: tuple[int, ...]
+) -> None:
+    shapes = [BlockShape((1,), (1,), (1,), macs) for macs in (4, 3, 3, 2, 2)]
+    config = TrainConfig(loss="pred", segments=segments, first_cut_after=first)
+    assert cut_segments(config, shapes) == expected

@@ -80,6 +80,7 @@ def _baselines() -> dict[str, Case]:
         "other batch size": Case("other batch size", vary(BASE, batch_size=50)),
         "segments 3,5": Case("segments 3,5", vary(BASE, segments=(3, 5))),
         "4 segments": Case("4 segments", vary(BASE, segments=4)),
+        "2 segments, cut late": Case("2 segments, cut late", vary(BASE, segments=2, first_cut_after=5)),
         "bf16 wire of 2": Case("bf16 wire of 2", vary(BASE, wire="bf16", split=(4, 4))),
         "bf16 of 2": Case("bf16 of 2", vary(BASE, precision="bf16", split=(4, 4))),
     }
@@ -103,6 +104,7 @@ CASES: Mapping[int, Mapping[str, Case]] = {
         "glob, split 2,6": Case("glob", vary(PLAIN["glob"], split=(2, 6))),
         "segments 3,5": Case("segments 3,5", vary(BASE, segments=(3, 5))),
         "4 segments": Case("4 segments", vary(BASE, segments=4)),
+        "2 segments, cut late": Case("2 segments, cut late", vary(BASE, segments=2, first_cut_after=5)),
         "bf16 wire": Case("bf16 wire of 2", vary(BASE, wire="bf16", split=(4, 4))),
         "bf16": Case("bf16 of 2", vary(BASE, precision="bf16", split=(4, 4))),
     },
