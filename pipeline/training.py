@@ -23,7 +23,6 @@ from pipeline.errors import Interrupted
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import Block
-from pipeline.network.fastnet import WHITENING_IMAGES, WhiteningBlock
 from pipeline.network.sequential import CUSTOM, given_network
 from pipeline.network.zoo import named_network
 from pipeline.report.collector import Collector
@@ -41,6 +40,7 @@ from pipeline.runtime.exclusive import only_run
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.feed import Feed
 from pipeline.runtime.parts import Parts
+from pipeline.runtime.preparation import prepare
 from pipeline.runtime.requests import Requests
 from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
@@ -233,7 +233,7 @@ def _train(
     ]
     start = load(beginning, options.init_from, stages, topology, world.bulk)
     if batches is not None:
-        _prepare(stages[0].blocks[0].block, batches)
+        prepare(stages[0].blocks[0].block, batches)
     links = world.links(device)
     report_plan(control, stages, layout)
     plan = None
@@ -276,12 +276,6 @@ def _train(
     for note in notes + gather_trace(world.bulk, recorder, plan, trace):
         display.note(note)
     return replace(outcome, blocks=job.given)
-
-
-def _prepare(first: Block, batches: Batches) -> None:
-    """Let the first block look at the data, if it wants to and has not: no saved weights have come for it."""
-    if isinstance(first, WhiteningBlock) and not first.prepared:
-        first.prepare(batches.plain(WHITENING_IMAGES))
 
 
 def _check_finished(session: Session, config: TrainConfig, sizes: Sizes, folder: RunFolder | None) -> None:

@@ -34,7 +34,8 @@ def train_backprop(member: Member, config: RunConfig) -> Trained:
     """In one process, with all its threads."""
     device = choose_device(member, config)
     batches = open_batches(config, device)
-    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device), config.train, device)
+    blocks = build_blocks(describe(config, batches), config.train.seed, device, batches)
+    model = Mixed(blocks, config.train, device)
     return _train(member, config, batches, device, model, model)
 
 
@@ -46,7 +47,8 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
     """
     device = choose_device(member, config)
     batches = open_batches(config, device)
-    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device), config.train, device)
+    blocks = build_blocks(describe(config, batches), config.train.seed, device, batches)
+    model = Mixed(blocks, config.train, device)
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
     return _train(member, config, batches, device, replica, model)
 

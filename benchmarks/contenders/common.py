@@ -20,6 +20,7 @@ from pipeline.learning.numerics import Numerics
 from pipeline.network.blocks import Block
 from pipeline.network.spec import Network, build_block
 from pipeline.network.zoo import named_network
+from pipeline.runtime.preparation import prepare
 
 __all__ = [
     "CHEAP_HEAD",
@@ -90,9 +91,11 @@ def describe(config: RunConfig, batches: Batches) -> Network:
     return named_network(config.model, tuple(batches.shape), batches.classes, config.train.loss)
 
 
-def build_blocks(network: Network, seed: int, device: torch.device) -> list[Block]:
-    """All blocks with the weights that the pipeline would start from, in the layout convolutions like."""
+def build_blocks(network: Network, seed: int, device: torch.device, batches: Batches | None = None) -> list[Block]:
+    """All blocks with the weights that the pipeline would start from on `batches`, in the layout convolutions like."""
     built = [build_block(spec, seed, index) for index, spec in enumerate(network)]
+    if batches is not None:
+        prepare(built[0], batches)
     return [block.to(device).to(memory_format=torch.channels_last) for block in built]
 
 

@@ -71,7 +71,7 @@ class _Scheduled:
         split = balance(count_costs(config.train, self.network, shapes, batches.classes), count)
         self.mine = chunks_of(member.rank, member.size, name)
         self.first, self.last = 0 in self.mine, count - 1 in self.mine
-        blocks = build_blocks(self.network, config.train.seed, self.device)
+        blocks = build_blocks(self.network, config.train.seed, self.device, batches)
         self.blocks = {index: blocks[index] for chunk in self.mine for index in members(split)[chunk]}
         chunks = [
             _Chunk([self.blocks[index] for index in members(split)[chunk]], config.train, self.device)

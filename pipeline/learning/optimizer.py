@@ -50,7 +50,7 @@ def _groups(
 def set_learning_rate(lr: float, *optimizers: torch.optim.Optimizer) -> None:
     """Set the rate of the following updates."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        rate = lr * group[_FACTOR]
+        rate = lr * group.get(_FACTOR, 1.0)  # of others than ours, too
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
