@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +31,32 @@ class Comparison:
     paper: Mapping[str, float]
 
     @property
+    def pairs(self) -> Sequence[tuple[str, str]]:
+        """Those that differ in the paper, and here by more than the test images leave to chance."""
+        return [pair for pair in self._differing if not self._close(*pair)]
+
+    @property
+    def close(self) -> Sequence[tuple[str, str]]:
+        """Those that differ in the paper, and here by no more than that."""
+        return [pair for pair in self._differing if self._close(*pair)]
+
+    @property
     def agreeing(self) -> int:
-        """Pairs of losses of which the same one is better here and there."""
+        """How many `pairs` have the same one in front here and there."""
         return sum((self.ours[a] < self.ours[b]) == (self.paper[a] < self.paper[b]) for a, b in self.pairs)
 
     @property
-    def pairs(self) -> Sequence[tuple[str, str]]:
-        """Those that differ in the paper."""
+    def _differing(self) -> Sequence[tuple[str, str]]:
         return [(a, b) for a, b in itertools.combinations(self.paper, 2) if self.paper[a] != self.paper[b]]
+
+    def _close(self, a: str, b: str) -> bool:
+        """Within two standard errors of the difference of two errors, as if of other test images."""
+        images = _TEST_IMAGES.get(self.network.partition("/")[0], 10_000)
+        variance = sum(self.ours[loss] * (100 - self.ours[loss]) / images for loss in (a, b))
+        return abs(self.ours[a] - self.ours[b]) <= 2 * math.sqrt(variance)
+
+
+_TEST_IMAGES = {"svhn": 26_032, "stl10": 8_000}  # the others have 10,000
 
 
 def comparisons(table: str, kept: Kept) -> list[Comparison]:

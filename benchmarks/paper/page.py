@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from benchmarks.paper.order import Comparison, comparisons
 from benchmarks.paper.results import Kept, Run, Setting
 from pipeline.config.paper import Experiment, experiments, first_of
+from pipeline.report.render import plural
 
 __all__ = ["error", "page"]
 
@@ -103,16 +104,24 @@ def _claim(table: str, kept: Kept) -> str:
     found = comparisons(table, kept)
     if not found:
         return "No two losses of one network have been run here, so nothing can be said of their order."
-    told = [one for one in found if one.pairs]
+    told = [one for one in found if one.paper]
     if not told:
         return " ".join(f"Ours, {_called(one)}: {_order(one.ours)}." for one in found)
-    pairs, agreeing = sum(len(one.pairs) for one in told), sum(one.agreeing for one in told)
-    verdict = "holds" if agreeing == pairs else f"holds in {agreeing} of {pairs} pairs of losses"
     details = "; ".join(
         f"{_called(one)}: paper {_order(one.paper)}, ours {_order({loss: one.ours[loss] for loss in one.paper})}"
         for one in told
     )
-    return f"The paper's order of the losses {verdict} in our runs ({details})."
+    return f"{_verdict(told)} ({details})."
+
+
+def _verdict(found: Sequence[Comparison]) -> str:
+    pairs, agreeing = sum(len(one.pairs) for one in found), sum(one.agreeing for one in found)
+    close = sum(len(one.close) for one in found)
+    if not pairs:
+        return "Our errors are too close to tell whether the paper's order of the losses holds"
+    held = "holds" if agreeing == pairs else f"holds in {agreeing} of {pairs} pairs of losses"
+    more = f", {plural(close, 'pair')} too close to tell" if close else ""
+    return f"The paper's order of the losses {held} in our runs{more}"
 
 
 def _called(one: Comparison) -> str:
