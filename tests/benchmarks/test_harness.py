@@ -22,7 +22,7 @@ from benchmarks.harness.tables import between_marks, number, tables
 def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+    assert [line.split()[0] for line in lines] == [*EXPERIMENTS, "paper"]
 
 
 def test_unknown_experiment_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
