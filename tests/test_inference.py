@@ -28,11 +28,8 @@ from pipeline.learning.exits import EarlyExits
 from pipeline.report.evaluation import collect_scores
 from pipeline.training import Options, run
 from tests.support.data import message
-
-SMALL = (
-    *("--model", "mlp", "--hidden-units", "8", "--train-limit", "120", "--test-limit", "50", "--batch-size", "32"),
-    *("--epochs", "2", "--threads", "1", "--decoder-dim", "32", "--target-projection", "8", "--lr", "0.01"),
-)
+from tests.support.in_place import Adds
+from tests.support.run_folders import SMALL, train
 
 
 def test_a_folder_of_an_older_version_still_loads(tmp_path: Path) -> None:
@@ -53,11 +50,6 @@ def older(folder: Path, loss: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("finished") / "run")
-
-
-def train(folder: Path, *flags: str) -> Path:
-    run(parse([*SMALL, *flags]).config, Options(output=str(folder)))
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -109,18 +101,6 @@ def test_without_exits_the_classifiers_do_not_matter(finished: Path, tmp_path: P
 def network() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Adds(), nn.Dropout(0.1, inplace=True), nn.Linear(8, 3))
-
-
-class Adds(nn.Module):
-    """Writes to its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Any:
-        x += 1
-        return self.layer(x)
 
 
 def data() -> TensorDataset:

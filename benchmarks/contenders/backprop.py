@@ -55,10 +55,8 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
 
 def backprop_step(config: TrainConfig, model: nn.Module, device: torch.device) -> tuple[Step, torch.optim.Optimizer]:
     """One step of global backprop in its fastest form, and its optimizer."""
-    optimizer, loss = (
-        create_optimizer(config, list(model.parameters()), True, norm_biases(model)),
-        cross_entropy(config),
-    )
+    optimizer = create_optimizer(config, list(model.parameters()), True, norm_biases(model))
+    loss = cross_entropy(config)
 
     def step(images: Tensor, labels: Tensor) -> None:
         loss(model(images), labels).backward()

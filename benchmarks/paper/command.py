@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.paper.curves import draw_tables
 from benchmarks.paper.page import page
-from benchmarks.paper.results import add, read, setting_of
+from benchmarks.paper.results import Kept, add, read, setting_of
 from benchmarks.paper.rows import Plan, plans, select
 from benchmarks.paper.telling import Teller
 from benchmarks.paper.training import Progress, Stopped, TrainingFailed, harvest, train
@@ -145,7 +145,8 @@ def _try_writing(folder: Path) -> None:
 
 def _run_all(todo: Sequence[Plan], options: argparse.Namespace, command: str) -> int:
     """Train what is not kept yet. Returns how many have failed; raises Stopped."""
-    left = [plan for plan in todo if not _is_kept(plan, options.results)]
+    kept = read(options.results)
+    left = [plan for plan in todo if not _is_kept(plan, kept)]
     teller = Teller(len(todo), len(todo) - len(left), Console(stderr=True))
     clock = Clock([work(plan) for plan in left])
     failed = 0
@@ -159,8 +160,8 @@ def _run_all(todo: Sequence[Plan], options: argparse.Namespace, command: str) ->
     return failed
 
 
-def _is_kept(plan: Plan, results: Path) -> bool:
-    _, runs = read(results).get(plan.row, {}).get(setting_of(plan).label, (None, []))
+def _is_kept(plan: Plan, kept: Kept) -> bool:
+    _, runs = kept.get(plan.row, {}).get(setting_of(plan).label, (None, []))
     return any(run.seed == plan.seed for run in runs)
 
 

@@ -15,7 +15,7 @@ from benchmarks.paper.rows import Plan
 from pipeline.errors import DataError, first_line
 from pipeline.text import brief, json_text
 
-__all__ = ["Run", "Setting", "add", "read", "setting_of"]
+__all__ = ["Kept", "Run", "Setting", "add", "read", "setting_of"]
 
 SCHEMA = 1
 

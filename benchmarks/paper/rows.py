@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -128,16 +128,17 @@ def plans(rows: Sequence[str], seeds: int, scale: float, flags: Sequence[str] = 
         raise ConfigError(f"--seeds is {shown(seeds)}; give 1 to {MOST_SEEDS}")
     if not (math.isfinite(scale) and 0 < scale <= 1):
         raise ConfigError(f"--epoch-scale is {scale:g}; give a number above 0 and at most 1")
-    homes = dict.fromkeys(first_of(row) for row in rows)
-    return [plan for seed in range(1, seeds + 1) for plan in _of_seed(homes, seed, scale, flags)]
+    firsts = [_first(row, scale, flags) for row in dict.fromkeys(first_of(row) for row in rows)]
+    return [
+        replace(plan, config=override(plan.config, {"seed": seed})) for seed in range(1, seeds + 1) for plan in firsts
+    ]
 
 
-def _of_seed(rows: Mapping[str, None], seed: int, scale: float, flags: Sequence[str]) -> Iterator[Plan]:
-    for row in rows:
-        recipe = experiments()[row].config
-        given = _given(row, recipe, flags)
-        config = override(shortened(given, scale), {"seed": seed})
-        yield Plan(row=row, config=config, recipe_epochs=recipe.train.epochs, changes=changes(recipe, config))
+def _first(row: str, scale: float, flags: Sequence[str]) -> Plan:
+    """A row's plan with the recipe's seed."""
+    recipe = experiments()[row].config
+    config = shortened(_given(row, recipe, flags), scale)
+    return Plan(row=row, config=config, recipe_epochs=recipe.train.epochs, changes=changes(recipe, config))
 
 
 def _given(row: str, recipe: RunConfig, flags: Sequence[str]) -> RunConfig:

@@ -39,9 +39,8 @@ def check_resumable(saved: RunConfig | TrainConfig, now: RunConfig | TrainConfig
     Raises ConfigError that names both values of an entry on which the weights depend.
     """
     before, after, notes = dict(_entries(saved)), dict(_entries(now)), []
-    free = (
-        _FREE if after["lr_schedule"] == "milestones" else _FREE - {"epochs"}
-    )  # by step to the end of the last epoch
+    # Rates that go on step by step depend on where the last epoch ends.
+    free = _FREE if after["lr_schedule"] == "milestones" else _FREE - {"epochs"}
     for name, value in after.items():
         was, flag = before.get(name), flag_name(name)
         if was == value or name in free:

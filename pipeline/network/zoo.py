@@ -109,7 +109,7 @@ def _fastnet(config: ModelConfig, channels: int, nonlinearity: str) -> tuple[lis
     specs = []
     for index, (width, pool) in enumerate(FASTNET_PLAN):
         out, last = int(width * config.width), index + 1 == len(FASTNET_PLAN)
-        kind = partial(WhiteningBlock) if index == 0 else partial(FastBlock, last=last)
+        kind: Callable[..., Block] = WhiteningBlock if index == 0 else partial(FastBlock, last=last)
         build = partial(kind, channels, out, nonlinearity=nonlinearity, dropout=config.dropout, pool=pool)
         name = f"{'whitening, ' if index == 0 else ''}conv {channels}-{out}"
         specs.append(BlockSpec(name + (", pool" if pool else "") + (", maxima" if last else ""), build))

@@ -29,6 +29,7 @@ from pipeline.report.exit_records import Evaluated, ExitRecord
 from pipeline.report.exit_tables import evaluation_lines
 from pipeline.report.run_folder import EVALUATION, write_whole
 from pipeline.runtime.checkpoint import digest
+from pipeline.runtime.devices import device_named
 from pipeline.settings import plain_settings
 from pipeline.text import json_text, printable
 
@@ -45,7 +46,7 @@ def evaluate(asked: Evaluation, load: Callable[[], EarlyExits]) -> Evaluated:
     """
     config = str(Path(asked.run) / "config.toml")
     data, method = _data(asked, config), read_method(config)
-    device, folder = _device(asked.device), _folder(asked)
+    device, folder = device_named(asked.device), _folder(asked)
     model = load().as_trained()
     size = asked.batch_size or method.batch_size
     batches = Batches.from_config(data, seed=method.seed, batch_size=size, device=device)
@@ -103,14 +104,6 @@ def _data(asked: Evaluation, config: str) -> DataConfig:
         "download": asked.download or None,
     }
     return replace(data, **{name: value for name, value in given.items() if value is not None})
-
-
-def _device(name: str) -> torch.device:
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"--device is {name}, but torch {torch.__version__} finds no GPU; use --device cpu")
-    return torch.device("cuda")
 
 
 def _folder(asked: Evaluation) -> Path:

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.attempts import Attempts
 from pipeline.runtime.cores import seat
+from pipeline.runtime.devices import device_named
 from pipeline.runtime.meeting import place, shared_store
 from pipeline.runtime.siblings import describe, stopped
 from pipeline.settings import plain_settings
@@ -80,15 +81,7 @@ class World:
 
     def choose_device(self, name: str) -> torch.device:
         """The device of this process. Raises ConfigError for a GPU that is not there."""
-        available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if name == "cpu" or (name == "auto" and not available):
-            return torch.device("cpu")
-        if not available:
-            raise ConfigError(f"--device is {name}, but torch {torch.__version__} finds no GPU; use --device cpu")
-        index = int(name.partition(":")[2]) if ":" in name else self._local_rank % available
-        if index >= available:
-            raise ConfigError(f"--device is {name}, but this host has {available} GPUs, from cuda:0; name one of them")
-        return torch.device("cuda", index)
+        return device_named(name, self._local_rank)
 
     def links(self, device: torch.device) -> LinkFactory:
         """Agree with all processes on the transport; raises ConfigError in all if only some have a GPU."""

@@ -24,6 +24,7 @@ from pipeline.network.spec import Network, infer_shapes
 from pipeline.network.zoo import named_network
 from tests.support import sessions
 from tests.support.data import message
+from tests.support.in_place import Adds
 
 CPU = Numerics(torch.device("cpu"))
 SHAPE, CLASSES = sessions.SHAPE, sessions.CLASSES
@@ -184,18 +185,6 @@ def test_a_threshold_that_is_no_probability_is_told(threshold: float) -> None:
     _, model = trained("pred", steps=0)
     told = message(lambda: model.confident(torch.zeros(1, *SHAPE), threshold), ConfigError)
     assert told == f"threshold is {threshold!r}; give a probability, from 0 to 1"
-
-
-class Adds(nn.Module):
-    """Writes to its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Any:
-        x += 1
-        return self.layer(x)
 
 
 def own(first: nn.Module) -> Sequence[nn.Module]:

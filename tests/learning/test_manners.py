@@ -16,6 +16,7 @@ from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.spec import infer_shapes
+from tests.support.in_place import Adds
 from tests.support.sessions import state_of
 
 CPU = Numerics(torch.device("cpu"))
@@ -46,21 +47,6 @@ def _learn(stages: Sequence[Stage], packet: Packet, how: str) -> None:
     if how != "step":
         for stage in reversed(stages):
             gradient = stage.update(gradient)
-
-
-class Adds(nn.Module):
-    """Writes to its input, as much code that was written to save memory."""
-
-    def __init__(self, inplace: bool) -> None:
-        super().__init__()
-        self.layer, self.inplace = nn.Linear(8, 8), inplace
-
-    def forward(self, x: Tensor) -> Any:
-        if self.inplace:
-            x += 1
-        else:
-            x = x + 1
-        return self.layer(x)
 
 
 ENDS: dict[str, Callable[[bool], list[nn.Module]]] = {

@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import pipeline
-from pipeline.config.cli import parse
 from pipeline.config.evaluation import THRESHOLDS, Evaluation
 from pipeline.errors import ConfigError
 from pipeline.learning.exit_figures import Confusion, ThresholdFigures
@@ -22,23 +21,13 @@ from pipeline.report.evaluation import evaluate
 from pipeline.report.exit_plot import save_exits
 from pipeline.report.exit_records import Evaluated, ExitRecord
 from pipeline.report.exit_tables import evaluation_lines
-from pipeline.training import Options, run
 from tests.support.data import message
-
-SMALL = (
-    *("--model", "mlp", "--hidden-units", "8", "--train-limit", "120", "--test-limit", "50", "--batch-size", "32"),
-    *("--epochs", "2", "--threads", "1", "--decoder-dim", "32", "--lr", "0.01"),
-)
+from tests.support.run_folders import train
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("finished") / "run")
-
-
-def train(folder: Path, *flags: str) -> Path:
-    run(parse([*SMALL, *flags]).config, Options(output=str(folder)))
-    return folder
 
 
 @pytest.fixture
