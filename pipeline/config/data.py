@@ -24,6 +24,14 @@ class DataConfig:
         None, "first N training samples only", Bounds(1, 10**12, why=_SAMPLES), shown="all", given="at least 2"
     )
     test_limit: int | None = option(None, "first N test samples only", Bounds(1, 10**12, why=_SAMPLES), shown="all")
+    held_out: float = option(
+        0.0,
+        "share of the training samples to be evaluated in place of the test set",
+        Bounds(0.0),
+        given="0 up to below 1",
+        doc="share of the training samples that is evaluated in place of the test set, and not learned from, so that "
+        "settings can be chosen by it",
+    )
     cutout: int = option(
         0, "side of the hole in training images in pixels, 0 is off", Bounds(0, 1_000_000, why="no image is larger")
     )
@@ -50,6 +58,13 @@ class DataConfig:
             raise ConfigError(
                 f"--cutout is {self.cutout}, more than twice the side of {self.dataset}'s {shape[1]}x{shape[2]} "
                 f"images; give at most {2 * min(shape[1:])}"
+            )
+        if self.held_out >= 1:
+            raise ConfigError(f"--held-out is {self.held_out:g}; give 0 up to below 1")
+        if self.held_out and self.test_limit is not None:
+            raise ConfigError(
+                f"--held-out {self.held_out:g} is evaluated in place of the test set, so that --test-limit "
+                f"{self.test_limit} limits nothing; drop one"
             )
         if self.train_limit == 1:
             raise ConfigError("--train-limit is 1, but a batch needs at least 2 samples; give at least 2")

@@ -86,10 +86,44 @@ class Method:
     lr_peak: float = option(
         0.0, "share of all steps over which cosine and triangle first rise", Bounds(0.0), given="0 up to below 1"
     )
-    optimizer: str = option("adam", "optimizer of every block", ("adam", "amsgrad", "sgd"))
-    momentum: float = option(0.0, "momentum of sgd", Bounds(0.0), given="0 up to below 1")
+    head_lr: float = option(
+        1.0,
+        "factor of the learning rate for local heads",
+        Bounds(0.0, 1e6, open_low=True, why=_FLOAT),
+        doc="factor of the learning rate for local heads, classifiers and layers before a similarity matrix alike",
+    )
+    optimizer: str = option(
+        "adam",
+        "optimizer of every block",
+        ("adam", "amsgrad", "sgd", "muon"),
+        doc="optimizer of every block; `muon` (Jordan et al. 2024) learns the matrices and filters of hidden layers, "
+        "of blocks and local heads, in steps as long as Adam's (Liu et al. 2025), and leaves the output layer, the "
+        "last layers of classifiers and all that is no matrix to `adam`",
+    )
+    momentum: float | None = option(
+        None,
+        "momentum of sgd and muon",
+        Bounds(0.0),
+        shown="0; 0.95 of muon",
+        metavar="F",
+        given="0 up to below 1",
+    )
     nesterov: bool = option(False, "momentum that looks ahead")
-    weight_decay: float = option(0.0, "weight decay of every optimizer", Bounds(0.0, 1e38, why=_FLOAT))
+    weight_decay: float = option(
+        0.0,
+        "weight decay of every optimizer",
+        Bounds(0.0, 1e38, why=_FLOAT),
+        doc="weight decay of every optimizer: so much of a weight is added to its gradient; what muon itself learns "
+        "shrinks by so much times its learning rate instead (decoupled), as torch's Muon does it",
+    )
+    ema: float = option(
+        0.0,
+        "average of the weights that is evaluated and kept: what stays of it in a step",
+        Bounds(0.0),
+        given="0 up to below 1",
+        doc="evaluate and keep an exponential average of the weights, of which so much stays in a step, less in the "
+        "first ones; training itself is the same with and without, and 0 is without",
+    )
     norm_momentum: float | None = option(
         None,
         "share of a batch in the running statistics of batch norms",
@@ -100,7 +134,7 @@ class Method:
     norm_bias_lr: float = option(
         1.0,
         "factor of the learning rate for the biases of batch norms",
-        Bounds(0.0, 1e6, open_low=True, why="weights hold no more"),
+        Bounds(0.0, 1e6, open_low=True, why=_FLOAT),
     )
     precision: str = option("fp32", "number format of the arithmetic", ("fp32", "bf16"))
     compile: bool = option(
@@ -115,6 +149,8 @@ class Method:
         check_fields(self, Method)
         if self.beta is None:
             object.__setattr__(self, "beta", self.loss_spec.beta)
+        if self.momentum is None:
+            object.__setattr__(self, "momentum", 0.95 if self.optimizer == "muon" else 0.0)
         self._check_milestones()
         self._check_combinations()
 
@@ -148,12 +184,9 @@ class Method:
 
     def _check_combinations(self) -> None:
         self._check_schedule()
-        if self.nesterov and not self.momentum:
-            raise ConfigError("--nesterov needs a --momentum above 0; give one, such as 0.9")
-        if self.momentum and self.optimizer != "sgd":
-            raise ConfigError(f"--momentum {self.momentum:g} needs --optimizer sgd, not {self.optimizer}")
-        if self.momentum >= 1:
-            raise ConfigError(f"--momentum is {self.momentum:g}; give 0 up to below 1")
+        self._check_momentum(self.momentum or 0.0)
+        if self.ema >= 1:
+            raise ConfigError(f"--ema is {self.ema:g}; give 0 up to below 1")
         if self.label_smoothing >= 1:
             raise ConfigError(f"--label-smoothing is {self.label_smoothing:g}; give 0 up to below 1")
         self._check_classifier()
@@ -169,6 +202,14 @@ class Method:
                 f"--first-cut-after {self.first_cut_after} needs a number of --segments, not {self.segments_text}; "
                 "give one, such as --segments 2, or the block counts of all"
             )
+
+    def _check_momentum(self, momentum: float) -> None:
+        if self.nesterov and not momentum:
+            raise ConfigError("--nesterov needs a --momentum above 0; give one, such as 0.9")
+        if momentum and self.optimizer not in ("sgd", "muon"):
+            raise ConfigError(f"--momentum {momentum:g} needs --optimizer sgd or muon, not {self.optimizer}")
+        if momentum >= 1:
+            raise ConfigError(f"--momentum is {momentum:g}; give 0 up to below 1")
 
     def _check_classifier(self) -> None:
         for name, default in (("classifier", "linear"), ("head_start", "zero")):

@@ -109,6 +109,8 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     changed = {section: {k: v for k, v in values.items() if home[k] == section} for section in SECTIONS}
     if "loss" in values and "beta" not in values and changed["train"]["loss"] != config.train.loss:
         changed["train"]["beta"] = None  # the default follows the loss
+    if "optimizer" in values and "momentum" not in values and changed["train"]["optimizer"] != config.train.optimizer:
+        changed["train"]["momentum"] = None  # likewise
     if "split" in values and "stages" not in values:
         changed["train"]["stages"] = None  # a split says how many stages there are, and the other way round
     if "stages" in values and "split" not in values:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment import augment, normalize
 from pipeline.data.grouping import grouped
+from pipeline.data.holding_out import hold_out
 from pipeline.data.images import Images, ImageStore, LoadedData
 from pipeline.data.named_sets import load_images
 from pipeline.data.user_sets import library_split
@@ -87,7 +88,7 @@ class Batches:
     @classmethod
     def from_config(cls, data: DataConfig, *, seed: int, batch_size: int, device: torch.device) -> Batches:
         """Batches of a named data set. Raises DataError if it is missing, damaged or too small."""
-        loaded = load_images(data)
+        loaded = hold_out(load_images(data), data.held_out)
         train = _ImageSplit(loaded.train, loaded, device, seed)
         test = _ImageSplit(loaded.test, loaded, device, None)
 

@@ -3,7 +3,8 @@
     plain      the first two batches of full size, which make what a step makes only once (optimizer state, plans of
                convolutions); batches of any other size, whenever they come
     recorded   before the third: forward and update of every block, each a graph of its own so that its random numbers
-               can be keyed, in the order in which the policy calls them; then the optimizer. Nothing is executed
+               can be keyed, in the order in which the policy calls them; then the optimizer, unless it cannot be.
+               Nothing is executed
     replayed   from the third on
 
 What is recorded reads and leaves its tensors in fixed places:
@@ -32,6 +33,7 @@ from pipeline.learning.graphs import Graphs, Replay
 from pipeline.learning.local_block import LocalBlock
 from pipeline.learning.losses import Targets
 from pipeline.learning.meter import Scored
+from pipeline.learning.optimizer import is_recordable
 from pipeline.network.blocks import canonical
 
 __all__ = ["Acting", "Capture", "run_forward", "run_segments", "run_update"]
@@ -249,7 +251,8 @@ class Capture:
             acting = [_Absent(b, len(x)) if b.index in self.plain else _Recorded(b, recorder) for b in self.blocks]
             try:
                 self._rehearse(layout, acting, x, targets)
-                learn = None if self.plain else recorder.record(lambda: self.optimizer.step())
+                whole = not self.plain and is_recordable(self.optimizer)
+                learn = recorder.record(lambda: self.optimizer.step()) if whole else None
             except _NotRecorded as error:
                 self.plain[error.block.index] = str(error)
                 _log.warning("block %d runs plainly, not captured: %s", error.block.index, error)

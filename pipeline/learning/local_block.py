@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config.method import Method
+from pipeline.learning.averaging import Average
 from pipeline.learning.compiled import compiled
 from pipeline.learning.losses import LocalLoss, OutputLoss, Targets, create_local_loss
 from pipeline.learning.meter import Scored
+from pipeline.learning.muon import score_weights
 from pipeline.learning.norms import norm_biases, prepare_norms
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import TensorSpec
@@ -20,6 +23,8 @@ from pipeline.network.trial import Manners
 from pipeline.seeding import seed_default_generator
 
 __all__ = ["LocalBlock", "create_loss"]
+
+_HEAD, _AVERAGE = "local_head.", "ema."  # before the names of their tensors, after the block
 
 
 def create_loss(
@@ -65,6 +70,7 @@ class LocalBlock:
 
     Attributes:
         scored: what the last `update` or `evaluate` made of its batch, where the block has a loss.
+        average: of the weights, which is evaluated and kept in their place, where there is one.
     """
 
     def __init__(
@@ -86,6 +92,8 @@ class LocalBlock:
         self.loss = None if loss is None else numerics.place(loss)
         self._parts = [part for part in (self.block, self.loss) if part is not None]
         prepare_norms(config, *self._parts)
+        parts = {"": self.block} if self.loss is None else {"": self.block, _HEAD: self.loss}
+        self.average = Average(parts) if config.ema else None
         self.gradient_in, self.gradient_out, self.gives = gradient_in, gradient_out, gives
         self.scored: Scored | None = None
         self._one = torch.ones((), dtype=torch.promote_types(numerics.dtype, torch.float32), device=numerics.device)
@@ -106,6 +114,16 @@ class LocalBlock:
     def norm_biases(self) -> list[nn.Parameter]:
         """Those of them that batch norms add."""
         return norm_biases(*self._parts)
+
+    def local_head(self) -> list[nn.Parameter]:
+        """Those of them that are the local head's."""
+        return [] if self.loss is None else list(self.loss.parameters())
+
+    def score_weights(self) -> list[nn.Parameter]:
+        """Those of them whose outputs are class scores: of the output layer, or of a local classifier's last one."""
+        if isinstance(self.loss, LocalLoss):
+            return self.loss.score_weights()
+        return [] if self.loss is None else score_weights(self.block)
 
     def train(self, mode: bool) -> None:
         """Switch dropout and batch norm between training and evaluation."""
@@ -167,8 +185,10 @@ class LocalBlock:
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, targets: Targets) -> Tensor:
-        """What the block hands on in evaluation mode; what its loss makes of the batch is in `scored`."""
-        with self.numerics.autocast():
+        """What the block hands on in evaluation mode, by the average where there is one; what its loss makes of the
+        batch is in `scored`."""
+        averaged = contextlib.nullcontext() if self.average is None else self.average.in_place()
+        with averaged, self.numerics.autocast():
             h = self.block.features(self.manners.given(x))
             out = self.block.hand_on(self.manners.handed(h))
             if self.loss is not None:
@@ -183,19 +203,32 @@ class LocalBlock:
         return canonical(out.detach().to(self.numerics.dtype), self.numerics.channels_last)
 
     def inference_state(self) -> dict[str, Tensor]:
-        """Weights and buffers of the block alone, by `<block index>.<name>`."""
-        return {f"{self.index}.{name}": tensor for name, tensor in self.block.state_dict().items()}
+        """Weights and buffers of the block alone, by `<block index>.<name>`; averages where there are some."""
+        averages = self._averages()
+        return {f"{self.index}.{n}": averages.get(n, t) for n, t in self.block.state_dict().items()}
 
     def classifier_state(self) -> dict[str, Tensor]:
-        """What the block's own classifier needs to answer, by `<block index>.<name>`; empty where it has none."""
+        """What the block's own classifier needs to answer, likewise; empty where it has none."""
         state = self.loss.classifier_state() if isinstance(self.loss, LocalLoss) else {}
-        return {f"{self.index}.{name}": tensor for name, tensor in state.items()}
+        averages = self._averages()
+        return {f"{self.index}.{n}": averages.get(_HEAD + n, t) for n, t in state.items()}
+
+    def _averages(self) -> dict[str, Tensor]:
+        return {} if self.average is None else self.average.state()
+
+    def source(self, name: str, *, head: bool = False) -> str:
+        """What `full_state` calls that which is `name` in `inference_state`, or with `head` in `classifier_state`."""
+        index, _, own = name.partition(".")
+        own = _HEAD + own if head else own
+        return f"{index}.{_AVERAGE}{own}" if own in self._averages() else f"{index}.{own}"
 
     def full_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Everything that training changes or draws: weights, buffers, local head, the optimizer's part of them."""
-        state = self.inference_state()
+        """Everything that training changes or draws: weights, buffers, local head, their average, the optimizer's part
+        of them."""
+        state = {f"{self.index}.{n}": t for n, t in self.block.state_dict().items()}
         if self.loss is not None:
-            state |= {f"{self.index}.local_head.{n}": t for n, t in self.loss.state_dict().items()}
+            state |= {f"{self.index}.{_HEAD}{n}": t for n, t in self.loss.state_dict().items()}
+        state |= {f"{self.index}.{_AVERAGE}{n}": t for n, t in self._averages().items()}
         for name, parameter in self.named_trainable():
             for key, value in optimizer.state[parameter].items():
                 if value is not None:  # SGD keeps an empty momentum buffer
@@ -207,7 +240,9 @@ class LocalBlock:
         own = {n.removeprefix(f"{self.index}."): t for n, t in state.items() if n.startswith(f"{self.index}.")}
         self.block.load_state_dict({name: own[name] for name in self.block.state_dict()})
         if self.loss is not None:
-            self.loss.load_state_dict({name: own[f"local_head.{name}"] for name in self.loss.state_dict()})
+            self.loss.load_state_dict({name: own[_HEAD + name] for name in self.loss.state_dict()})
+        if self.average is not None:
+            self.average.load({name: own[_AVERAGE + name] for name in self.average.state()})
         for name, parameter in self.named_trainable():
             prefix = f"optimizer.{name}."
             found = {key.removeprefix(prefix): t for key, t in own.items() if key.startswith(prefix)}

@@ -19,6 +19,7 @@ from pipeline.learning.heads import (
     decoder_pool,
     pooled_features,
 )
+from pipeline.learning.muon import score_weights
 from pipeline.learning.ops import spatial_std
 from pipeline.network.spec import HeadBuilder
 
@@ -173,6 +174,10 @@ class LocalLoss(nn.Module):
         else:
             loss = F.binary_cross_entropy_with_logits(outputs, (projected > 0).to(outputs.dtype))
         return loss, class_scores(outputs.detach(), self.projection)
+
+    def score_weights(self) -> list[nn.Parameter]:
+        """The parameters whose outputs are class scores, or their codes in -bio; none without a classifier."""
+        return [] if self.decoder is None else score_weights(self.decoder)
 
     def classifier_state(self) -> dict[str, Tensor]:
         """What the local classifier needs to answer: its own, in -bio the projection; empty where there is none.

@@ -7,17 +7,21 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.learning.balance import segment_ends
 from pipeline.learning.local_block import create_loss
+from pipeline.learning.losses import LocalLoss
+from pipeline.learning.muon import learned_by_muon, score_weights
 from pipeline.network.spec import BlockShape, Network
 
 __all__ = ["buffer_bytes", "check_buffers", "check_memory", "loss_bytes", "weight_bytes"]
 
 _FLOAT = 4  # bytes
-_MOMENTS = {"adam": 2, "amsgrad": 3, "sgd": 0}  # tensors that an optimizer keeps beside weight and gradient
+# Tensors that an optimizer keeps beside weight and gradient; of what Muon itself learns one less than of the others.
+_MOMENTS = {"adam": 2, "amsgrad": 3, "sgd": 0, "muon": 2}
 _MATRICES = 4  # of B x B numbers that are alive at once: similarities, their gradients, those of the targets
 
 
@@ -27,8 +31,7 @@ def loss_bytes(config: TrainConfig, network: Network, shapes: Sequence[BlockShap
     Nothing is allocated, no random number drawn.
     """
     _, ends = segment_ends(config, shapes)
-    copies = _copies(config)
-    matrices = _MATRICES * config.batch_size**2 if config.loss_spec.similarity else 0
+    matrices = _FLOAT * _MATRICES * config.batch_size**2 if config.loss_spec.similarity else 0
     needed = []
     for index, (spec, shape) in enumerate(zip(network, shapes, strict=True)):
         with torch.device("meta"):
@@ -41,24 +44,28 @@ def loss_bytes(config: TrainConfig, network: Network, shapes: Sequence[BlockShap
                 segment_end=index in ends,
                 similarity_head=spec.similarity_head,
             )
-        weights = 0 if loss is None else sum(parameter.numel() for parameter in loss.parameters())
-        needed.append(_FLOAT * (weights * copies + (matrices if weights else 0)))
+        scores = loss.score_weights() if isinstance(loss, LocalLoss) else []
+        weights = 0 if loss is None else _bytes_of(config, list(loss.parameters()), scores)
+        needed.append(weights + (matrices if weights else 0))
     return needed
 
 
 def weight_bytes(config: TrainConfig, network: Network) -> list[int]:
     """What the weights of each block need while training, with gradients and what the optimizer keeps."""
     needed = []
-    for spec in network:
+    for index, spec in enumerate(network):
         with torch.device("meta"):
             block = spec.given or spec.build()
-        needed.append(_copies(config) * sum(weight.numel() * weight.element_size() for weight in block.parameters()))
+        scores = score_weights(block) if index == len(network) - 1 else []
+        needed.append(_bytes_of(config, list(block.parameters()), scores))
     return needed
 
 
-def _copies(config: TrainConfig) -> int:
-    """Tensors of the size of a weight that there are of it."""
-    return 2 + _MOMENTS[config.optimizer] + (config.optimizer == "sgd" and config.momentum > 0)
+def _bytes_of(config: TrainConfig, weights: Sequence[nn.Parameter], scores: Sequence[nn.Parameter]) -> int:
+    """What weights need, some of which give class `scores`: with gradients, all that the optimizer keeps, averages."""
+    copies = 2 + _MOMENTS[config.optimizer] + (config.optimizer == "sgd" and bool(config.momentum)) + (config.ema > 0)
+    by_muon = {id(each) for each in learned_by_muon(weights, scores)} if config.optimizer == "muon" else set()
+    return sum(each.numel() * each.element_size() * (copies - (id(each) in by_muon)) for each in weights)
 
 
 def buffer_bytes(config: TrainConfig, shapes: Sequence[BlockShape], split: Sequence[int]) -> int:

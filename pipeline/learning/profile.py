@@ -62,10 +62,10 @@ def count_costs(config: TrainConfig, network: Network, shapes: Sequence[BlockSha
     """Multiply-accumulates of a sample in one training step of each block: in forward, local loss and backward.
 
     Counted on copies, without data where the layers allow that; draws no random number. Pooling, normalisation and
-    optimizer do not count.
+    optimizer do not count, but for the matrix products of Muon.
     """
 
-    config = replace(config, compile=False)
+    config = replace(config, compile=False, ema=0.0)
 
     def count(index: int, device: torch.device) -> float:
         batch, counter = config.batch_size, FlopCounter()

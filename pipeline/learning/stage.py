@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import StageFailure
+from pipeline.learning.averaging import follow, share_of_new
 from pipeline.learning.balance import members, segment_ends
 from pipeline.learning.captured import Acting, Capture, run_forward, run_segments, run_update
 from pipeline.learning.compiled import check_compiler
@@ -95,8 +96,15 @@ class Stage:
         self.device = self.numerics.device
         self.takes, self.gives = (labelled(TensorSpec(shape, self.numerics.dtype)) for shape in (inputs, outputs))
         parameters = [p for block in blocks for _, p in block.named_trainable()]
-        biases = [bias for block in blocks for bias in block.norm_biases()]
-        self.optimizer = create_optimizer(config, parameters, self.numerics.fused, biases)
+        self.optimizer = create_optimizer(
+            config,
+            parameters,
+            self.numerics.fused,
+            [bias for block in blocks for bias in block.norm_biases()],
+            heads=[weight for block in blocks for weight in block.local_head()],
+            scores=[weight for block in blocks for weight in block.score_weights()],
+        )
+        self._averages = [block.average for block in blocks if block.average is not None]
         captures = config.capture == "auto" and self.device.type == "cuda"
         self.capture = Capture(blocks, self.optimizer, partial(CudaGraphs, self.device) if captures else None)
         self._targets_of: dict[int, Targets] = {}  # by size of the batch
@@ -104,6 +112,7 @@ class Stage:
         self._meters = {kind: Meter(scored, self.device) for kind in ("train", "test")}
         self._training = True
         self._rate: float | None = None  # of the optimizer
+        self._step = 0  # of the batch that is trained on
 
     def forward(self, packet: Packet) -> Packet:
         x = self._enter(packet, training=True)
@@ -130,6 +139,8 @@ class Stage:
     def _learn(self) -> None:
         """What follows the gradients of all blocks."""
         self.capture.learn()
+        if self._averages:
+            follow(self._averages, share_of_new(self.config.ema, self._step))
         self._count("train", self._acting)
 
     def evaluate(self, packet: Packet) -> Packet:
@@ -147,6 +158,9 @@ class Stage:
                 block.train(training)
         if training:
             self._learn_at(self.config.rate(packet.at.epoch, packet.at.step, self._steps_per_epoch))
+            self._step = packet.at.step
+            for average in self._averages:
+                average.begin()
         self._targets = self._of_batch(packet.labels)
         x = packet.x.to(self.device, self.numerics.dtype, non_blocking=True)
         return canonical(x, self.numerics.channels_last)

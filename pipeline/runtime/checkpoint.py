@@ -20,8 +20,10 @@ __all__ = ["Collected", "collect_state", "digest"]
 
 _STATE = Topic("state", list)
 
-_HEAD = "local_head."  # before the names of a local head's tensors, after the block
 _WEIGHTS, _EXITS = "weights", "exits"  # what a tensor is kept for; empty where only the digest has it
+
+_Part = tuple[str, Tensor, str, str]
+"""Of a block's state: name, CPU tensor, what it is kept for, and by which name."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +66,31 @@ def collect_state(stages: Sequence[Stage], topology: Topology, bulk: Bulk) -> Co
     everything = hashlib.sha256()
     for index, owner in sorted(topology.owners().items(), key=lambda entry: f"{entry[0]}."):
         if bulk.control.rank == 0:
-            for name, tensor, purpose in _parts(*mine[index]) if index in mine else _receive(index, owner, bulk):
+            for name, tensor, purpose, key in _parts(*mine[index]) if index in mine else _receive(index, owner, bulk):
                 everything.update(_digested(name, tensor))
                 if purpose:
-                    key = name.replace(f".{_HEAD}", ".", 1) if purpose == _EXITS else name
                     kept[purpose][key] = tensor
         elif index in mine:
             parts = _parts(*mine[index])
-            described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), why] for name, x, why in parts]
+            described = [[name, str(x.dtype).removeprefix("torch."), list(x.shape), *why] for name, x, *why in parts]
             _STATE.publish(bulk.control, index, described)
-            bulk.send(0, [tensor for _, tensor, _ in parts])
+            bulk.send(0, [tensor for _, tensor, *_ in parts])
     return Collected(kept[_WEIGHTS], kept[_EXITS], everything.hexdigest())
 
 
-def _receive(index: int, owner: int, bulk: Bulk) -> list[tuple[str, Tensor, str]]:
+def _receive(index: int, owner: int, bulk: Bulk) -> list[_Part]:
     """A block of another process, as `_parts`."""
     described = _STATE.read(bulk.control, index, owner)
-    parts = [(name, torch.empty(shape, dtype=getattr(torch, dtype)), why) for name, dtype, shape, why in described]
-    bulk.receive(owner, [tensor for _, tensor, _ in parts])
+    parts: list[_Part] = [
+        (name, torch.empty(shape, dtype=getattr(torch, dtype)), why, key) for name, dtype, shape, why, key in described
+    ]
+    bulk.receive(owner, [tensor for _, tensor, *_ in parts])
     return parts
 
 
-def _parts(block: LocalBlock, optimizer: Optimizer) -> list[tuple[str, Tensor, str]]:
-    """A block's state in sorted order: name, CPU tensor, what it is kept for."""
+def _parts(block: LocalBlock, optimizer: Optimizer) -> list[_Part]:
+    """A block's state in sorted order."""
     state = block.full_state(optimizer)
-    purposes = {name.replace(".", f".{_HEAD}", 1): _EXITS for name in block.classifier_state()}
-    purposes |= dict.fromkeys(block.inference_state(), _WEIGHTS)
-    return [(name, state[name].detach().to("cpu").contiguous(), purposes.get(name, "")) for name in sorted(state)]
+    kept = {block.source(name, head=True): (_EXITS, name) for name in block.classifier_state()}
+    kept |= {block.source(name): (_WEIGHTS, name) for name in block.inference_state()}
+    return [(name, state[name].detach().to("cpu").contiguous(), *kept.get(name, ("", ""))) for name in sorted(state)]

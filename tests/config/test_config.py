@@ -14,7 +14,7 @@ from pipeline.config.paper import experiments
 from pipeline.config.placement import Placement
 from pipeline.config.recipes import RECIPES, recipe
 from pipeline.config.schedule import Schedule
-from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 from pipeline.config.toml import from_toml, read_model, read_toml, to_toml
 from pipeline.errors import ConfigError
 
@@ -24,6 +24,18 @@ def test_beta_follows_the_loss() -> None:
     assert TrainConfig(loss="predsim-bio").beta == 0.01
     assert TrainConfig(loss="predsim-bio", beta=0.5).beta == 0.5
     assert parse(["--loss", "predsim-bio"]).config.train.beta == 0.01
+
+
+def test_momentum_follows_the_optimizer() -> None:
+    assert [TrainConfig(optimizer=name).momentum for name in ("adam", "amsgrad", "sgd", "muon")] == [0, 0, 0, 0.95]
+    assert TrainConfig(optimizer="muon", momentum=0.0).momentum == 0
+    assert "momentum = 0.95" in to_toml(TrainConfig(optimizer="muon"))
+    was = RunConfig(train=TrainConfig(optimizer="sgd", momentum=0.9))
+    assert override(was, {"optimizer": "muon"}).train.momentum == 0.95
+    assert override(was, {"optimizer": "adam"}).train.momentum == 0
+    assert override(was, {"optimizer": "muon", "momentum": 0.5}).train.momentum == 0.5
+    assert override(was, {"optimizer": "sgd"}).train.momentum == 0.9
+    assert parse(["--optimizer", "muon"]).config.train.momentum == 0.95
 
 
 def test_hidden_layers_follow_the_model() -> None:

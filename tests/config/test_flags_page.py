@@ -39,6 +39,8 @@ def test_defaults_told_in_words_are_the_real_ones() -> None:
     shown = {f.name: told.shown for f, told in described(TrainConfig)}
     assert shown["epochs"].split()[-2] == str(TrainConfig().epochs)
     assert shown["beta"] == f"{LOSSES['predsim'].beta}; {LOSSES['predsim-bio'].beta} for predsim-bio"
+    muon = TrainConfig(optimizer="muon").momentum
+    assert shown["momentum"] == f"{TrainConfig().momentum:g}; {muon} of muon"
     told = {"lr": "0.0005", "timeout": "60", "deterministic": "", "loss": "predsim", "queue_depth": "4"}
     assert {name: shown[name] for name in told} == told
 

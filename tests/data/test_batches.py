@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.config.schema import DataConfig
+from pipeline.data.batches import Batches
+from pipeline.data.holding_out import hold_out
+from pipeline.data.images import Images
+from pipeline.data.named_sets import load_images
+from pipeline.errors import DataError
 from tests.support.data import batches_of, library, numbered
 from tests.support.data_files import (
     write_idx,
@@ -99,3 +106,58 @@ def test_importing_the_module_imports_neither_torchvision_nor_sklearn() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root)
     assert done.stdout == "\n", done.stderr
+
+
+def test_held_out_samples_are_evaluated_and_not_learned_from() -> None:
+    config = DataConfig(dataset="synthetic", train_limit=60)
+    whole, parted = batches_of(config), batches_of(replace(config, held_out=0.1))
+    assert (parted.train_samples, parted.test_samples) == (54, 6)
+    known = {tuple(image.flatten().tolist()) for image in whole.plain(60)}
+    learned = {tuple(image.flatten().tolist()) for image in parted.plain(60)}
+    evaluated = {tuple(image.flatten().tolist()) for images, _ in parted.test() for image in images}
+    assert len(known) == 60 and learned | evaluated == known and not learned & evaluated
+
+
+def test_the_same_samples_are_held_out_for_every_seed() -> None:
+    config = DataConfig(dataset="synthetic", train_limit=60, held_out=0.2)
+    one, other = (Batches.from_config(config, seed=seed, batch_size=4, device=torch.device("cpu")) for seed in (1, 2))
+    for (images, labels), (others, other_labels) in zip(one.test(), other.test(), strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
+def test_images_that_are_not_in_memory_can_be_held_out() -> None:
+    @dataclass(frozen=True)
+    class OnDisk:
+        images: Images
+        asked: list[Tensor]
+
+        @property
+        def labels(self) -> Tensor:
+            return self.images.labels
+
+        @property
+        def shape(self) -> tuple[int, int, int]:
+            return self.images.shape
+
+        def take(self, indices: Tensor) -> Tensor:
+            return self.images.take(indices)
+
+        def prefetch(self, indices: Tensor) -> None:
+            self.asked.append(indices)
+
+    loaded = load_images(DataConfig(dataset="synthetic", train_limit=20, test_limit=5))
+    assert isinstance(loaded.train, Images)
+    store = OnDisk(loaded.train, [])
+    parted, same = hold_out(replace(loaded, train=store), 0.25), hold_out(loaded, 0.25)
+    for part, in_memory in ((parted.train, same.train), (parted.test, same.test)):
+        chosen = torch.tensor([3, 0])
+        part.prefetch(chosen)
+        assert torch.equal(part.labels, in_memory.labels) and part.shape == in_memory.shape
+        assert torch.equal(part.take(chosen), in_memory.take(chosen))
+        assert torch.equal(store.take(store.asked.pop()), part.take(chosen))
+
+
+def test_a_part_too_small_to_hold_a_sample_is_told() -> None:
+    with pytest.raises(DataError) as caught:
+        batches_of(DataConfig(dataset="synthetic", train_limit=4, held_out=0.1))
+    assert str(caught.value) == "the data has 4 training and 0 test samples; give at least 2 and 1 of them"

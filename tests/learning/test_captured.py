@@ -134,6 +134,9 @@ def test_captured_steps_have_the_bits_of_plain_ones(loss: str, split: Sequence[i
         {"classifier": "copy", "head_start": "random"},
         {"lr_schedule": "triangle", "lr_peak": 0.4, "norm_bias_lr": 8.0, "norm_momentum": 0.6},
         {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "norm_bias_lr": 8.0, "lr_schedule": "cosine"},
+        {"optimizer": "muon", "momentum": None, "weight_decay": 1e-2, "norm_bias_lr": 8.0, "lr_schedule": "cosine"},
+        {"optimizer": "muon", "momentum": 0.9, "nesterov": True, "classifier": "copy", "precision": "bf16"},
+        {"ema": 0.4, "head_lr": 0.5},
     ],
     ids=str,
 )
@@ -150,6 +153,19 @@ def test_recording_begins_with_the_third_full_batch_and_leaves_the_others_plain(
         counts.append((StandIn.records, StandIn.replays))
     graphs = 6 * 2 + 1  # forward and update of every block, and the optimizer
     assert counts == [(0, 0)] * 4 + [(graphs, graphs)] * 2 + [(graphs, 2 * graphs)]
+
+
+def test_a_step_of_muon_is_not_recorded_and_has_the_rate_of_the_day() -> None:
+    (stage,) = build(config(optimizer="muon", momentum=None), CPU, capture=True)
+    StandIn.records = StandIn.replays = 0
+    for step in range(4):
+        stage.step(batch(step, CPU))
+    assert (StandIn.records, StandIn.replays) == (12, 24), "forward and update of six blocks"
+    before = stage.blocks[1].block.get_parameter("encoder.weight").detach().clone()
+    stage._learn_at(0.0)
+    stage._learn_at = lambda rate: None  # type: ignore[method-assign]
+    stage.step(batch(4, CPU))
+    assert torch.equal(stage.blocks[1].block.get_parameter("encoder.weight"), before)
 
 
 def test_what_is_handed_on_stays_as_it_was() -> None:

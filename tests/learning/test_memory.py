@@ -37,6 +37,22 @@ def test_heads_count_with_gradients_and_what_the_optimizer_keeps() -> None:
     assert needed(loss="pred", segments=1) == [0, 0]
 
 
+def test_of_what_muon_learns_itself_there_is_one_moment() -> None:
+    """Beside weight and gradient: Adam keeps two of the classifier, which gives class scores, and of vectors."""
+    classifier, similarity, matrices = 200 * 3 + 3, 200 * 200, 4 * 8 * 8
+    assert needed(loss="pred", optimizer="muon") == [4 * 4 * classifier, 0]
+    assert needed(loss="predsim", optimizer="muon") == [4 * (4 * classifier + 3 * similarity + matrices), 0]
+    filters, bias, output = 2 * 4 * 3, 4, 200 * 3 + 3
+    assert weight_bytes(TrainConfig(optimizer="muon"), network()) == [4 * (3 * filters + 4 * bias), 16 * output]
+
+
+def test_an_average_is_one_more_of_every_weight() -> None:
+    classifier, convolution, output = 200 * 3 + 3, 2 * 4 * 3 + 4, 200 * 3 + 3
+    assert needed(loss="pred", ema=0.9) == [4 * 5 * classifier, 0]
+    assert needed(loss="pred", optimizer="sgd", ema=0.9) == [4 * 3 * classifier, 0]
+    assert weight_bytes(TrainConfig(ema=0.9), network()) == [20 * convolution, 20 * output]
+
+
 def test_counting_draws_nothing() -> None:
     config, made = TrainConfig(), network()
     shapes = infer_shapes(made, SHAPE)

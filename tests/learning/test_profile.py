@@ -52,6 +52,14 @@ def counted(loss: str, **values: Any) -> list[float]:
     )
 
 
+def test_of_an_optimizer_only_the_matrix_products_of_muon_count() -> None:
+    filters, features, iterations, batch = 16, 9 * 3, 5, 4
+    muon = iterations * (2 * filters**2 * features + filters**3) / batch
+    conv, output = counted("pred")
+    assert counted("pred", optimizer="muon") == [conv + muon, output]
+    assert counted("pred", optimizer="sgd", ema=0.9) == [conv, output]
+
+
 def test_counted_costs_hold_every_pass_and_the_head() -> None:
     """Local learning is forward and weight gradient; a head and global backpropagation add the input gradient."""
     conv, output = 9 * 3 * 16 * 64, 16 * 64 * 10

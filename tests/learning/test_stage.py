@@ -252,7 +252,8 @@ def test_what_losses_compare_with_is_worked_out_once_a_batch(loss: str) -> None:
 
 def test_a_stage_goes_on_from_a_copy_of_its_state_to_the_same_bits() -> None:
     """In mid-epoch: what has been counted of it goes along, and every tensor keeps its memory layout."""
-    for values in ({}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "amsgrad"}, {"loss": "glob+predsim"}):
+    changes = ({"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "amsgrad"}, {"optimizer": "muon"}, {"ema": 0.5})
+    for values in ({}, *changes, {"loss": "glob+predsim"}):
         (straight,), (fresh,) = stages(config(**values), (6,)), stages(config(**values), (6,))
         for step in range(2):
             straight.step(batch(step))

@@ -68,6 +68,11 @@ PLAIN = _losses("pred", "predsim", "predsim-bio", "glob", "glob+predsim") | {
     "triangle, nesterov": vary(
         BASE, loss="pred", optimizer="sgd", momentum=0.9, nesterov=True, lr=0.05, lr_schedule="triangle", lr_peak=0.2
     ),
+    "muon": vary(
+        BASE, optimizer="muon", momentum=None, nesterov=True, weight_decay=0.01, classifier="copy", norm_bias_lr=2.0
+    ),
+    "head rate": vary(BASE, classifier="mlp-sr", head_lr=0.25, norm_bias_lr=4.0),
+    "ema": vary(BASE, ema=0.3),
     "rare evaluation": vary(BASE, loss="pred", epochs=3, eval_every=2),
     "1000 steps": LONG,
 }

@@ -224,6 +224,21 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 60) -> None:
 SMALL: RunConfig = vary(BASE, loss="pred", epochs=2, threads=1)
 
 
+@pytest.mark.parametrize(
+    "values", [{"optimizer": "muon", "momentum": None, "nesterov": True}, {"ema": 0.6, "head_lr": 0.5}], ids=str
+)
+def test_what_beside_weights_decides_bits_goes_on_from_mid_epoch(values: dict[str, Any], tmp_path: Path) -> None:
+    config, output = vary(SMALL, checkpoint_every=3, keep=9, **values), str(tmp_path / "run")
+    whole = run(config, Options(output)).summary
+    for path in checkpoints_in(tmp_path / "run" / "checkpoints")[:-1]:
+        shutil.rmtree(path)
+    (left,) = checkpoints_in(tmp_path / "run" / "checkpoints")
+    assert left.name == "epoch-00001-step-000000003"
+    resumed = run(vary(config, stages=3), Options(output, resume=output)).summary
+    assert (resumed.state_sha256, resumed.weights_sha256) == (whole.state_sha256, whole.weights_sha256)
+    assert resumed.block_test_error_percent == whole.block_test_error_percent
+
+
 LOCAL = ["--checkpoint-local", "--checkpoint-every", "3", "--keep", "9"]
 
 

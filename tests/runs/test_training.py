@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,21 @@ def test_a_users_own_network_learns(tmp_path: Path) -> None:
         assert torch.equal(again(x), given(x))
     with pytest.raises(pipeline.ConfigError, match="was your own; pass it as `blocks`"):
         pipeline.load_model(tmp_path / "run")
+
+
+def test_a_users_own_network_comes_back_with_the_average(tmp_path: Path) -> None:
+    train, test = toy()
+    averaged, plain = network(), network()
+    config = pipeline.TrainConfig(loss="pred", epochs=2, batch_size=20, lr=1e-2, ema=0.8)
+    result = pipeline.train(pipeline.blocks_from(averaged), train, test, config, output=str(tmp_path / "run"))
+    pipeline.train(pipeline.blocks_from(plain), train, test, replace(config, ema=0.0))
+    x, labels = test.tensors
+    with torch.no_grad():
+        scores = result.model(x)
+        assert torch.equal(pipeline.load_model(tmp_path / "run", pipeline.blocks_from(network()))(x), scores)
+        assert not torch.equal(plain.eval()(x), scores)
+    wrong = 100 * float((scores.argmax(1) != labels).double().mean())
+    assert result.summary.test_error_percent == pytest.approx(wrong)
 
 
 @pytest.mark.parametrize("loss", ["glob", "pred", "sim", "predsim-bio", "glob+pred"])
