@@ -4,6 +4,7 @@ python -m benchmarks list
 python -m benchmarks tables                 what README.md and benchmarks/README.md quote of the kept results
 python -m benchmarks NAME [--quick] [--data-dir DIR] [--output DIR]
 python -m benchmarks throughput --processes K
+python -m benchmarks time-to-accuracy [--part PART]     hours; goes on where it was stopped
 python -m benchmarks gpu [--part PART]      on a machine with a GPU
 python -m benchmarks paper --rows PATTERN [--seeds N] [--epoch-scale F]     the paper's experiments; see its --help
 """
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness.crew import CrewError
@@ -26,7 +29,7 @@ __all__ = ["EXPERIMENTS", "main"]
 EXPERIMENTS = {
     "throughput": "samples a second of local learning and of global backprop in all its forms, on the same cores",
     "schedule": "utilisation of 2 to 16 emulated stages, ours and torch's schedules, with jitter and imbalance",
-    "time-to-accuracy": "test error against seconds of training, on Fashion-MNIST and CIFAR-10",
+    "time-to-accuracy": "test error against steps and seconds, everyone tuned alike, on CIFAR-10 and Fashion-MNIST",
     "memory": "activations held and process memory against depth, width and batch",
     "scaling": "cost against blocks, width, batch and stages",
     "queue": "latency and bandwidth of a queue, and what a hand-over costs its stage",
@@ -40,6 +43,11 @@ _PAPER = "paper"  # has flags, results and a page of its own
 
 _WITH_DATA = {"time-to-accuracy", "heads"}
 """Those that read real data; their quick form does without."""
+
+_GROWING = {"time-to-accuracy"}
+"""Those that keep what they have done so far beside their results."""
+
+_IN_PARTS = ("time-to-accuracy", "gpu")
 
 _RESULTS = Path(__file__).resolve().parent / "results"  # kept in git
 _QUICK = Path("runs") / "benchmarks"  # not kept: a quick run must not replace a real one
@@ -81,25 +89,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given["count"] = options.processes
         command += f" --processes {options.processes}"
     folder = options.output or (_QUICK if options.quick else _RESULTS)
+    if options.name in _GROWING:
+        given["folder"] = folder
     try:
-        result = run(options.quick, **given)
+        with _interruptible():
+            result = run(options.quick, **given)
     except (CrewError, PipelineError) as error:
         print(f"error: {options.name} ended early: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        kept = "; the same command goes on from what is kept" if options.name in _GROWING else ""
+        print(f"error: {options.name} was stopped{kept}", file=sys.stderr)
         return 1
     print(publish(options.name, command, result, folder))
     return 0
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends an experiment as Ctrl-C does, with all the processes that it has started."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _mistake(options: argparse.Namespace) -> str | None:
     """What is wrong with the options of one experiment; None if nothing is."""
-    for option, only in (("processes", "throughput"), ("part", "gpu")):
-        if getattr(options, option) is not None and options.name != only:
-            return f"--{option} is for {only}, not for {options.name}"
+    for option, only in (("processes", ("throughput",)), ("part", _IN_PARTS)):
+        if getattr(options, option) is not None and options.name not in only:
+            return f"--{option} is for {' and '.join(only)}, not for {options.name}"
     if options.part is not None:
-        from benchmarks.experiments.gpu import PARTS
-
-        if options.part not in PARTS:
-            return f"--part is {options.part!r}; choose one of {', '.join(PARTS)}"
+        parts: Sequence[str] = importlib.import_module(_module(options.name)).PARTS
+        if options.part not in parts:
+            return f"--part is {options.part!r}; choose one of {', '.join(parts)}"
     if options.processes is None:
         return None
     from benchmarks.experiments.throughput import MOST_PROCESSES
@@ -119,7 +143,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a rough figure within minutes")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="root in torchvision's layout (./data)")
     parser.add_argument("--processes", type=int, metavar="K", help="of throughput's pipelines (2; one a GPU)")
-    parser.add_argument("--part", metavar="PART", help="of gpu: one alone, such as steps (all but compiled)")
+    parser.add_argument("--part", metavar="PART", help="one alone, of gpu (such as steps) or time-to-accuracy")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for NAME.json and NAME.png")
     return parser.parse_args(arguments)
 

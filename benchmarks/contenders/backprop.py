@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.contenders.captured import Step, captured
+from benchmarks.contenders.checkpointing import Checkpointed
 from benchmarks.contenders.common import (
     Mixed,
     Trained,
@@ -24,10 +25,11 @@ from benchmarks.contenders.common import (
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data.batches import Batches
+from pipeline.learning.muon import score_weights
 from pipeline.learning.norms import norm_biases
-from pipeline.learning.optimizer import create_optimizer, set_learning_rate
+from pipeline.learning.optimizer import create_optimizer, is_recordable, set_learning_rate
 
-__all__ = ["backprop_step", "train_backprop", "train_ddp"]
+__all__ = ["backprop_optimizer", "backprop_step", "part_of", "train_backprop", "train_checkpointed", "train_ddp"]
 
 
 def train_backprop(member: Member, config: RunConfig) -> Trained:
@@ -36,6 +38,15 @@ def train_backprop(member: Member, config: RunConfig) -> Trained:
     batches = open_batches(config, device)
     blocks = build_blocks(describe(config, batches), config.train.seed, device, batches)
     model = Mixed(blocks, config.train, device)
+    return _train(member, config, batches, device, model, model)
+
+
+def train_checkpointed(member: Member, config: RunConfig) -> Trained:
+    """In one process, with activations computed again block by block: the same training."""
+    device = choose_device(member, config)
+    batches = open_batches(config, device)
+    blocks = build_blocks(describe(config, batches), config.train.seed, device, batches)
+    model = Mixed(map(Checkpointed, blocks), config.train, device)
     return _train(member, config, batches, device, model, model)
 
 
@@ -53,27 +64,33 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
     return _train(member, config, batches, device, replica, model)
 
 
+def backprop_optimizer(config: TrainConfig, model: nn.Module, *, outputs: bool = True) -> torch.optim.Optimizer:
+    """As configured, over a network or a part of it; `outputs`: whether its last layer gives the class scores."""
+    scores = score_weights(model) if outputs else ()
+    return create_optimizer(config, list(model.parameters()), True, norm_biases(model), scores=scores)
+
+
 def backprop_step(config: TrainConfig, model: nn.Module, device: torch.device) -> tuple[Step, torch.optim.Optimizer]:
     """One step of global backprop in its fastest form, and its optimizer."""
-    optimizer = create_optimizer(config, list(model.parameters()), True, norm_biases(model))
-    loss = cross_entropy(config)
+    optimizer, loss = backprop_optimizer(config, model), cross_entropy(config)
 
     def step(images: Tensor, labels: Tensor) -> None:
         loss(model(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return captured(step, config, device), optimizer
+    return (captured(step, config, device) if is_recordable(optimizer) else step), optimizer
 
 
 def _train(
     member: Member, config: RunConfig, batches: Batches, device: torch.device, trained: nn.Module, model: nn.Module
 ) -> Trained:
-    share = len(_part(torch.empty(config.train.batch_size), member))
+    share = len(part_of(torch.empty(config.train.batch_size), member.rank, member.size))
     learn, optimizer = backprop_step(replace(config.train, batch_size=share), trained, device)
 
     def step(images: Tensor, labels: Tensor) -> None:
-        learn(_part(images, member), _part(labels, member).to(device, non_blocking=True))
+        mine, targets = (part_of(x, member.rank, member.size) for x in (images, labels))
+        learn(mine, targets.to(device, non_blocking=True))
 
     return timed_epochs(
         member,
@@ -86,6 +103,6 @@ def _train(
     )
 
 
-def _part(x: Tensor, member: Member) -> Tensor:
-    """This process's samples of a batch."""
-    return x.tensor_split(member.size)[member.rank]
+def part_of(x: Tensor, rank: int, size: int) -> Tensor:
+    """The samples of a batch that one of `size` replicas learns from."""
+    return x.tensor_split(size)[rank]

@@ -2,16 +2,18 @@
 
 ours        blocks with local losses, or `glob` with stages that take turns: the product's own `run`
 baselines   global backprop in one process, with DDP, and in torch's pipeline schedules
+further     global backprop with activations computed again, and with replicas that are averaged now and then
 reference   local losses in the style in which the method was published
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from benchmarks.contenders.backprop import train_backprop, train_ddp
+from benchmarks.contenders.averaging import train_averaged
+from benchmarks.contenders.backprop import train_backprop, train_checkpointed, train_ddp
 from benchmarks.contenders.common import Trained, Use, choose_device
 from benchmarks.contenders.reference_style import train_reference_style
 from benchmarks.contenders.schedules import SCHEDULES, train_scheduled
@@ -20,7 +22,7 @@ from pipeline.config.schema import RunConfig, override
 from pipeline.runtime.world import reproducible
 from pipeline.training import Options, run
 
-__all__ = ["Method", "baselines", "train", "train_ours"]
+__all__ = ["Method", "baselines", "split_of", "train", "train_ours"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Method:
 
     Attributes:
         label: for tables.
-        kind: `ours`, `backprop`, `ddp`, `reference`, or a schedule of torch's by its name.
+        kind: `ours`, `backprop`, `checkpointed`, `ddp`, `averaged`, `reference`, or a schedule of torch's by its name.
         processes: how many train together.
         overrides: fields of the configuration, as (name, value).
         microbatches: of a schedule.
+        every: steps between averages of replicas.
+        diloco: whether an outer optimizer follows these.
     """
 
     label: str
@@ -40,11 +44,18 @@ class Method:
     processes: int
     overrides: tuple[tuple[str, object], ...] = ()
     microbatches: int = 1
+    every: int = 1
+    diloco: bool = False
 
     def train(self, crew: Crew, config: RunConfig) -> list[Trained]:
         """Train in all processes of a crew of the right size; what each of them saw."""
         assert crew.size == self.processes
         return crew.call(train, self, config)
+
+    def configured(self, config: RunConfig, split: tuple[int, ...] | None = None) -> RunConfig:
+        """The network as the method would train it (its nonlinearity follows the loss), the split as found."""
+        config = override(config, {"loss": "glob"} if self.is_backprop else {})
+        return config if split is None else override(config, {"split": split})
 
     @property
     def is_backprop(self) -> bool:
@@ -63,6 +74,12 @@ def baselines(processes: int, microbatches: int) -> list[Method]:
     ]
 
 
+def split_of(trained: Sequence[Trained]) -> tuple[int, ...] | None:
+    """The split that a first run measured, so that later ones need not measure again."""
+    stages = trained[0].stages
+    return tuple(len(stage.blocks) for stage in stages) if len(stages) > 1 else None
+
+
 def train(member: Member, method: Method, config: RunConfig) -> Trained:
     """Run one method in this process of a crew."""
     config = override(config, dict(method.overrides))
@@ -70,7 +87,9 @@ def train(member: Member, method: Method, config: RunConfig) -> Trained:
     kinds: dict[str, Callable[[Member, RunConfig], Trained]] = {
         "ours": train_ours,
         "backprop": train_backprop,
+        "checkpointed": train_checkpointed,
         "ddp": train_ddp,
+        "averaged": partial(train_averaged, every=method.every, diloco=method.diloco),
         "reference": train_reference_style,
         **{name: partial(train_scheduled, name=name, microbatches=method.microbatches) for name in SCHEDULES},
     }

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.contenders.backprop import backprop_optimizer
 from benchmarks.contenders.common import (
     Mixed,
     Trained,
@@ -26,8 +27,7 @@ from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import Batches
 from pipeline.learning.balance import balance, members
-from pipeline.learning.norms import norm_biases
-from pipeline.learning.optimizer import create_optimizer, set_learning_rate
+from pipeline.learning.optimizer import set_learning_rate
 from pipeline.learning.profile import count_costs
 from pipeline.network.spec import infer_shapes
 
@@ -78,7 +78,8 @@ class _Scheduled:
             for chunk in self.mine
         ]
         self.optimizers = [
-            create_optimizer(config.train, list(chunk.parameters()), True, norm_biases(chunk)) for chunk in chunks
+            backprop_optimizer(config.train, chunk, outputs=index == count - 1)
+            for chunk, index in zip(chunks, self.mine, strict=True)
         ]
         stages = [Stage(chunk, index, count, self.device) for chunk, index in zip(chunks, self.mine, strict=True)]
         self.schedule = create_schedule(name, stages, microbatches, cross_entropy(config.train))

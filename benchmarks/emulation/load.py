@@ -31,16 +31,18 @@ class Load:
         batch_s: seconds that one stage works on one batch.
         slow_stage: one that takes 1.5 times as long.
         jitter: whether 10 % of the batches take 5 times as long at one random stage.
+        weights: of the stages, in parts of `batch_s`; all are 1 without.
     """
 
     stages: int
     batch_s: float
     slow_stage: int | None = None
     jitter: bool = False
+    weights: tuple[float, ...] | None = None
 
     def factor(self, turn: int, batch: int, stage: int) -> float:
         """How many times `batch_s` a batch costs a stage; the same for every method in the same turn."""
-        slow = 1.5 if stage == self.slow_stage else 1.0
+        slow = (1.5 if stage == self.slow_stage else 1.0) * (1.0 if self.weights is None else self.weights[stage])
         return slow * _JITTER_FACTOR if stage == self.struck(turn, batch) else slow
 
     def struck(self, turn: int, batch: int) -> int | None:

@@ -25,7 +25,7 @@ from benchmarks.harness.pictures import Curves
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_least
 
-__all__ = ["Contest", "Method", "contests", "run"]
+__all__ = ["OURS", "Contest", "Method", "Outcome", "compete", "contests", "judge", "run"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """What the turns of one method came to, round by round."""
 
     rates: list[float]  # batches a second
@@ -75,7 +75,7 @@ class _Outcome:
     of_slowest: list[float]  # percent of what the stage with most to do could deliver
 
 
-_Outcomes = dict[Method, _Outcome]
+_Outcomes = dict[Method, Outcome]
 
 OURS, ONE_F_ONE_B = Method(), Method("1F1B")
 _ALL = (OURS, *(Method(name) for name in CHUNKS))
@@ -111,7 +111,7 @@ def run(quick: bool) -> Result:
     for stages in shown(sorted({contest.load.stages for contest in chosen}), "numbers of stages"):
         with Crew(stages) as crew:
             for contest in (c for c in chosen if c.load.stages == stages):
-                found[contest] = _judge(contest, crew.call(compete, contest))
+                found[contest] = judge(contest, crew.call(compete, contest))
     rows = [row for contest, outcomes in found.items() for row in _rows(contest, outcomes)]
     return Result(rows, _targets(found), _picture(found))
 
@@ -133,7 +133,7 @@ def compete(member: Member, contest: Contest) -> list[list[Turn]]:
     return [[turn(method, number, window) for method in contest.methods] for number in range(1, contest.rounds + 1)]
 
 
-def _judge(contest: Contest, seen: Sequence[Sequence[Sequence[Turn]]]) -> _Outcomes:
+def judge(contest: Contest, seen: Sequence[Sequence[Sequence[Turn]]]) -> _Outcomes:
     """From what every process saw, by process, round and method, to what counts."""
     load, window = contest.load, contest.window
     outcomes = {}
@@ -142,7 +142,7 @@ def _judge(contest: Contest, seen: Sequence[Sequence[Sequence[Turn]]]) -> _Outco
         rates, busy = zip(*(summed(turn, window) for turn in turns), strict=True)
         limits = [load.slowest_rate(number, window) for number in range(1, contest.rounds + 1)]
         of_slowest = [100.0 * rate / limit for rate, limit in zip(rates, limits, strict=True)]
-        outcomes[method] = _Outcome(list(rates), list(busy), of_slowest)
+        outcomes[method] = Outcome(list(rates), list(busy), of_slowest)
     return outcomes
 
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from benchmarks.contenders.common import CHEAP_HEAD, Trained, Use, processes
-from benchmarks.contenders.methods import Method, baselines
+from benchmarks.contenders.common import CHEAP_HEAD, Use, processes
+from benchmarks.contenders.footprint import peak_memory
+from benchmarks.contenders.methods import Method, baselines, split_of
 from benchmarks.contenders.torch_schedules import CHUNKS
-from benchmarks.harness.crew import Crew, Member, cores
+from benchmarks.harness.crew import Crew, cores
 from benchmarks.harness.figures import Figure, ratio, summarize
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_least, at_most, bars
-from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
+from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 
 __all__ = ["MOST_PROCESSES", "run"]
 
@@ -58,15 +56,17 @@ def run(quick: bool, count: int | None = None) -> Result:
     config, methods = _config(size, count), _methods(count, max(size.microbatches, count))
     with Crew(1) as solo, Crew(count) as team:
         crews = {1: solo, count: team}
-        splits = {method: _split(method.train(crews[method.processes], _for(method, config))) for method in methods}
+        splits = {
+            method: split_of(method.train(crews[method.processes], method.configured(config))) for method in methods
+        }
         seconds: dict[Method, list[float]] = {method: [] for method in methods}
         uses: dict[Method, list[tuple[Use, ...]]] = {method: [] for method in methods}
         for method in shown(methods * size.rounds, "rounds of all methods"):
-            trained = method.train(crews[method.processes], _for(method, config, splits[method]))
+            trained = method.train(crews[method.processes], method.configured(config, splits[method]))
             seconds[method].append(max(one.seconds[-1] for one in trained) / size.steps)
             uses[method].append(trained[0].stages)
     looked_at = [method for method in methods if method.label in _LOOKED_AT][: 2 if quick else None]
-    memory = {method: _peak_memory(method, _for(method, config, splits[method])) for method in looked_at}
+    memory = {method: peak_memory(method, method.configured(config, splits[method])) for method in looked_at}
     rows = [_row(method, seconds, size, config.model.model) for method in methods]
     stages = [row for method in methods for row in _stage_rows(method, uses[method], memory.get(method, []), size)]
     return Result([*rows, *stages], _targets(seconds), bars("samples_per_second", rows))
@@ -89,18 +89,6 @@ def _methods(count: int, microbatches: int) -> list[Method]:
         *(Method(f"{name}, {_GROUP}", "ours", count, overrides + group) for name, overrides in _LOSSES.items()),
         Method("predsim as commonly written", "reference", 1, (("loss", "predsim"),)),
     ]
-
-
-def _for(method: Method, config: RunConfig, split: tuple[int, ...] | None = None) -> RunConfig:
-    """The network as it would be trained by the method (its nonlinearity follows the loss), the split as found."""
-    config = override(config, {"loss": "glob"} if method.is_backprop else {})
-    return config if split is None else override(config, {"split": split})
-
-
-def _split(trained: Sequence[Trained]) -> tuple[int, ...] | None:
-    """The split that a first run measured, so that the timed ones need not measure again."""
-    stages = trained[0].stages
-    return tuple(len(stage.blocks) for stage in stages) if len(stages) > 1 else None
 
 
 def _row(method: Method, seconds: dict[Method, list[float]], size: _Size, model: str) -> Row:
@@ -152,17 +140,3 @@ def _targets(seconds: dict[Method, list[float]]) -> list[Target]:
         at_least("5. speed of the predsim pipeline, cheap head, over the best backprop", 1.0, speed(cheap)),
         at_least("speed of predsim in one process over the same as commonly written", 1.0, common),
     ]
-
-
-def _peak_memory(method: Method, config: RunConfig) -> list[float]:
-    """Megabytes that each process of a fresh crew held at most."""
-    with Crew(method.processes) as crew:
-        method.train(crew, config)
-        return crew.call(_high_water)
-
-
-def _high_water(member: Member) -> float:
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e6
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))

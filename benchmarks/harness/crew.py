@@ -68,12 +68,18 @@ class Crew:
         size: number of processes.
         available: cores to share out; all of this process's by default.
         environment: further variables of the processes.
+        limit_s: seconds that a call may take.
     """
 
     def __init__(
-        self, size: int, *, available: Sequence[int] | None = None, environment: dict[str, str] | None = None
+        self,
+        size: int,
+        *,
+        available: Sequence[int] | None = None,
+        environment: dict[str, str] | None = None,
+        limit_s: float = _LIMIT_S,
     ) -> None:
-        self.size = size
+        self.size, self._limit_s = size, limit_s
         available = cores() if available is None else available
         self._shares = shares_of_cores(available, size)
         self._threads = max(1, len(available) // size)
@@ -120,11 +126,16 @@ class Crew:
         """Run `function(member, ...)` in every process and return what each returned.
 
         The function must be importable by name and what travels picklable. Raises CrewError if any process fails or
-        none of them answers for a quarter of an hour; the crew is of no further use then.
+        none of them answers in time; the crew is of no further use then.
         """
         for pipe in self._pipes:
             pipe.send((function, args, kwargs))
-        return self._gather(_LIMIT_S, function.__name__)
+        return self._gather(self._limit_s, function.__name__)
+
+    def abort(self) -> None:
+        """Kill every process, from any thread; a call that waits for one fails."""
+        for process in self._processes:
+            process.kill()
 
     def _variables(self, rank: int) -> dict[str, str]:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.size, "LOCAL_WORLD_SIZE": self.size}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.figures import Figure, summarize
+from benchmarks.harness.kept import write_whole
 from benchmarks.paper.rows import Plan
 from pipeline.errors import DataError, first_line
-from pipeline.text import brief, json_text
+from pipeline.text import brief
 
 __all__ = ["Kept", "Run", "Setting", "add", "read", "setting_of"]
 
@@ -116,11 +115,8 @@ def add(folder: Path, row: str, setting: Setting, run: Run) -> Path:
         "rows": [_row(label, *found) for label, found in sorted(rows.items())],
         "targets": [],
     }
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{row.replace('/', '-')}.json"
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(_text(report), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, report)
     return path
 
 
@@ -132,9 +128,3 @@ def _row(label: str, setting: Setting, runs: Sequence[Run]) -> dict[str, Any]:
         **{name: asdict(figure) for name, figure in figures.items()},
         "runs": [asdict(run) for run in runs],
     }
-
-
-def _text(report: Mapping[str, Any]) -> str:
-    """Indented, with a list of numbers on a line."""
-    text = json_text(report, indent=1)
-    return re.sub(r'\[\n([^\[\]{}"]*)\]', lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"

@@ -10,7 +10,6 @@ import torch
 from benchmarks.contenders.common import Mixed, Trained
 from benchmarks.contenders.methods import Method, baselines, train
 from benchmarks.experiments.heads import difference
-from benchmarks.experiments.time_to_accuracy import reached
 from benchmarks.harness.crew import Crew, Member
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 
@@ -40,13 +39,6 @@ MODERN = replace(
         threads=1,
     ),
 )
-
-
-def test_time_to_an_error_ends_with_the_first_epoch_that_is_good_enough() -> None:
-    trained = Trained((2.0, 3.0, 4.0), (50.0, None, 20.0))
-    assert reached(trained, 50) == 2.0
-    assert reached(trained, 30) == 9.0
-    assert reached(trained, 10) is None
 
 
 def test_difference_of_means_has_welchs_standard_error() -> None:

@@ -17,7 +17,6 @@ import pytest
 
 from benchmarks.__main__ import EXPERIMENTS, main
 from benchmarks.contenders import handover
-from benchmarks.contenders.methods import baselines
 from benchmarks.contenders.schedules import SCHEDULES
 from benchmarks.emulation.load import Window
 from benchmarks.experiments import heads as trainings
@@ -27,6 +26,11 @@ from benchmarks.experiments import scaling as sizes
 from benchmarks.experiments import schedule as schedules
 from benchmarks.experiments import throughput as speeds
 from benchmarks.experiments import time_to_accuracy as races
+from benchmarks.race import emulated as race_emulated
+from benchmarks.race import entrants as race_entrants
+from benchmarks.race import order as race_order
+from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line, lines, local_line
+from benchmarks.race.tasks import Task, tasks
 from tests.support.processes import fresh
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900), pytest.mark.usefixtures("forked_crews", "smaller")]
@@ -34,6 +38,8 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(900), pytest.mark.usefixtur
 BY_COMMAND = "input"  # the others by the command's own function: an interpreter and its crew take 10 s to start
 
 WAYS = (queues.QUEUE, queues.GLOO, queues.COPY)
+
+RACING_HEADS = ("linear", "copy")
 
 Report = dict[str, Any]
 
@@ -45,9 +51,12 @@ def smaller() -> Iterator[None]:
         patch.setattr(speeds, "_QUICK", replace(speeds._QUICK, steps=1, rounds=1))
         contests = [replace(one, window=Window(1, 1), rounds=1) for one in schedules._QUICK]
         patch.setattr(schedules, "_QUICK", tuple(contests))
-        case = races._QUICK
-        data = replace(case.config.data, train_limit=128, test_limit=64)
-        patch.setattr(races, "_QUICK", replace(case, config=replace(case.config, data=data)))
+        patch.setattr(races, "tasks", lambda quick, data_dir: (race(),))
+        patch.setattr(race_order, "HEADS", RACING_HEADS)
+        patch.setattr(race_order, "lines", racing)
+        patch.setattr(race_entrants, "_SCHEDULES", ("1F1B",))
+        patch.setattr(race_emulated, "_SCHEDULES", ("1F1B",))
+        patch.setattr(race_emulated, "_DEVICE_S", 0.06)
         axes = {
             "blocks": [sizes.Point(blocks=blocks, batch=4) for blocks in (1, 2, 4)],
             "width": [sizes.Point(width=width, batch=4) for width in (0.0625, 0.125, 0.25)],
@@ -62,6 +71,18 @@ def smaller() -> Iterator[None]:
         patch.setitem(queues._ROUNDS, True, 1)
         patch.setitem(handover._CASES, True, (handover.Case(0.25, 128, steps=2, rounds=1, warm_up=1),))
         yield
+
+
+def race() -> Task:
+    """One seed, one rate."""
+    (task,) = tasks(True, "")
+    return replace(task, rates=task.rates[:1], head_rates=task.head_rates[:1], seeds=1)
+
+
+def racing(task: Task) -> list[Line]:
+    """One line of every kind; more segments come when the heads are known."""
+    *_, averaged = lines(task)
+    return [BACKPROP, MICROBATCHES, REPLICAS, *(local_line(task, 2, head) for head in RACING_HEADS), averaged]
 
 
 def by_label(report: Report) -> dict[str, Any]:
@@ -94,9 +115,16 @@ def schedule(report: Report) -> None:
 
 
 def time_to_accuracy(report: Report) -> None:
-    assert len(report["rows"]) == len(baselines(2, 4)) + 6
-    assert all(len(row["curve_seconds_error"]) == row["epochs"] for row in report["rows"])
-    assert all(target["name"].startswith("6.") for target in report["targets"])
+    rows = by_label(report)
+    for entrant in race_entrants.entrants(racing(race())):
+        row = rows[f"digits-mlp: {entrant.label}"]
+        assert row["test_error_percent"]["n"] == 1 and row["step_seconds"]["minimum"] > 0
+        assert row["multiply_accumulates"] > 0 and row["peak_megabytes"] > 100
+    assert sum("3 segments" in label and "emulated" not in label for label in rows) == 2
+    emulated = {label: row for label, row in rows.items() if row.get("emulated")}
+    assert len(emulated) == 1 + len(RACING_HEADS) + 1
+    assert all(label.startswith("digits-mlp: emulated, 2 devices: ") for label in emulated)
+    assert all(row["steps_of_one_device"]["minimum"] > 0 for row in emulated.values())
 
 
 def memory(report: Report) -> None:

@@ -1,0 +1,55 @@
+"""Who races: ways to learn, by the processes that compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.contenders.methods import Method
+from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line
+
+__all__ = ["PROCESSES", "Entrant", "entrants"]
+
+PROCESSES = 2
+_SCHEDULES = ("GPipe", "1F1B", "ZBVZeroBubble")
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A line, and a way to compute it that is timed by itself."""
+
+    line: Line
+    method: Method
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return self.method.label
+
+    @property
+    def is_pipelined_backprop(self) -> bool:
+        """Whether it is one of torch's schedules."""
+        return self.line == MICROBATCHES
+
+
+def entrants(all_lines: Sequence[Line]) -> list[Entrant]:
+    """In the order of the lines."""
+    return [Entrant(line, method) for line in all_lines for method in _methods(line)]
+
+
+def _methods(line: Line) -> list[Method]:
+    if line == BACKPROP:
+        return [
+            Method("backprop, one process", "backprop", 1),
+            Method("backprop, activation checkpointing", "checkpointed", 1),
+        ]
+    if line == REPLICAS:
+        return [Method("backprop, DDP", "ddp", PROCESSES)]
+    if line == MICROBATCHES:
+        return [Method(f"backprop, {name}", name, PROCESSES, (), line.parts) for name in _SCHEDULES]
+    if line.every is not None:
+        return [Method(line.name, "averaged", PROCESSES, (), 1, line.every, line.outer)]
+    return [
+        Method(f"{line.name}, one process", "ours", 1, line.overrides),
+        Method(f"{line.name}, pipeline", "ours", PROCESSES, line.overrides),
+    ]

@@ -1,0 +1,79 @@
+"""Ways to learn. Each has one curve of error against steps, whoever computes it, and in however many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.race.tasks import HEADS, Task
+from pipeline.config.schema import RunConfig, override
+
+__all__ = ["AVERAGING", "BACKPROP", "MICROBATCHES", "REPLICAS", "Line", "lines", "local_line", "with_segments"]
+
+AVERAGING = (30, 100)
+"""Steps between averages of the replicas' weights."""
+
+_MICROBATCHES, _REPLICAS = 4, 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """A way to learn.
+
+    Attributes:
+        name: for tables and files.
+        overrides: fields of the configuration, as (name, value), apart from the rates.
+        parts: that a batch is cut into, each with a forward and backward of its own.
+        replicas: whether each part has a network of its own (batch norms at least), not only its turn.
+        every: steps between averages of the replicas' weights; None where their gradients are averaged every step.
+        outer: whether the averages are steps of an outer optimizer, as in DiLoCo.
+    """
+
+    name: str
+    overrides: tuple[tuple[str, object], ...] = field(default=())
+    parts: int = 1
+    replicas: bool = False
+    every: int | None = None
+    outer: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it has local heads."""
+        return bool(self.overrides)
+
+    def applied(self, config: RunConfig, lr: float, head_lr: float, seed: int) -> RunConfig:
+        """A task's configuration as this line trains it."""
+        local = {"head_lr": head_lr} if self.is_local else {}
+        return override(config, {**dict(self.overrides), **local, "lr": lr, "seed": seed})
+
+
+BACKPROP = Line("backprop")
+MICROBATCHES = Line(f"backprop, {_MICROBATCHES} microbatches", parts=_MICROBATCHES)
+REPLICAS = Line(f"backprop, {_REPLICAS} replicas", parts=_REPLICAS, replicas=True)
+
+
+def local_line(task: Task, segments: int | None, head: str) -> Line:
+    """Local losses: so many segments, or every block one, with one of `HEADS`."""
+    cut = "block" if segments is None else f"{segments} segments"
+    overrides: dict[str, object] = {"segments": segments, "head_start": "random"}
+    if head == "predsim":
+        overrides |= {"loss": "predsim", "similarity_head": task.similarity_head}
+    else:
+        overrides |= {"loss": "pred", "classifier": head}
+    return Line(f"{cut}, {head}", tuple(overrides.items()))
+
+
+def lines(task: Task) -> list[Line]:
+    """All that can be trained before anything is known."""
+    averaged = [
+        Line(f"{name}, every {every} steps", (), _REPLICAS, replicas=True, every=every, outer=outer)
+        for name, outer in (("local SGD", False), ("DiLoCo", True))
+        for every in AVERAGING
+    ]
+    local = [local_line(task, segments, head) for segments in (2, None) for head in HEADS]
+    return [BACKPROP, MICROBATCHES, REPLICAS, *local, *averaged]
+
+
+def with_segments(task: Task, head: str) -> Sequence[Line]:
+    """More segments, with the head that has proved best for two."""
+    return [local_line(task, count, head) for count in task.segments]

@@ -1,0 +1,243 @@
+"""What the race came to: rows, targets and pictures of curves and speeds. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.harness.figures import Figure, ratio, summarize
+from benchmarks.harness.report import Row, Target, at_most
+from benchmarks.race.curves import Curve
+from benchmarks.race.emulated import Emulated
+from benchmarks.race.entrants import Entrant
+from benchmarks.race.ledger import Kept, Trained
+from benchmarks.race.lines import BACKPROP, REPLICAS, Line
+from benchmarks.race.speed import Speed
+from benchmarks.race.tasks import Task
+
+__all__ = [
+    "SHARES",
+    "Difference",
+    "Found",
+    "curves_of",
+    "paired",
+    "rows_of",
+    "steps_to",
+    "targets_of",
+    "wanted_errors",
+]
+
+SHARES = (60, 80, 100)
+"""Percent of backprop's run; the errors it has come to by then are what everybody's steps are counted to."""
+
+_MAIN = 80
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that is known of a task."""
+
+    task: Task
+    kept: Mapping[Line, Kept]
+    entrants: Sequence[Entrant]
+    speeds: Mapping[str, Speed]
+    works: Mapping[str, float]
+    emulated: Sequence[Emulated]
+
+    def runs(self, line: Line) -> Sequence[Trained]:
+        """In order of seeds."""
+        return self.kept[line].runs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the differences of pairs, and its standard error."""
+
+    mean: float
+    standard_error: float
+
+
+def paired(values: Sequence[Trained], references: Sequence[Trained]) -> Difference | None:
+    """Final errors minus those of the runs with the same seeds; None with fewer than two pairs."""
+    known = {run.seed: run.error for run in references}
+    differences = [run.error - known[run.seed] for run in values if run.seed in known]
+    if len(differences) < 2:
+        return None
+    return Difference(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
+
+
+def wanted_errors(runs: Sequence[Trained]) -> dict[int, float]:
+    """By share of the run in percent: the mean error of all seeds at the look nearest to it."""
+    looks = len(runs[0].curve.errors)
+    return {
+        share: statistics.fmean(run.curve.errors[max(1, round(share / 100 * looks)) - 1] for run in runs)
+        for share in SHARES
+    }
+
+
+def steps_to(curve: Curve, wanted: float) -> int | None:
+    """Steps until the first look at which the error is no greater; None where it never is."""
+    return next((s for s, error in zip(curve.steps, curve.errors, strict=True) if error <= wanted), None)
+
+
+def _all_steps(runs: Sequence[Trained], wanted: float) -> list[float] | None:
+    """Of all seeds, or None if one does not reach the error."""
+    steps = [steps_to(run.curve, wanted) for run in runs]
+    return [float(one) for one in steps if one is not None] if steps and None not in steps else None
+
+
+def rows_of(found: Found) -> list[Row]:
+    """One of each entrant that has been trained, and one of each emulated one."""
+    backprop = found.runs(BACKPROP)
+    if not backprop:
+        return []
+    wanted = wanted_errors(backprop)
+    rows = [_row(found, entrant, wanted) for entrant in found.entrants if found.runs(entrant.line)]
+    return [*rows, *(row for one in found.emulated if (row := _emulated_row(found, one, wanted)) is not None)]
+
+
+def _row(found: Found, entrant: Entrant, wanted: Mapping[int, float]) -> Row:
+    runs, speed = found.runs(entrant.line), found.speeds.get(entrant.label)
+    lr, head_lr = found.kept[entrant.line].choice()
+    settings: dict[str, object] = {
+        "task": found.task.name,
+        "line": entrant.line.name,
+        "processes": entrant.method.processes,
+        "seeds": len(runs),
+        "lr": lr,
+        "head_lr": head_lr if entrant.line.is_local else None,
+        "multiply_accumulates": found.works[entrant.label],
+        "peak_megabytes": None if speed is None else speed.megabytes,
+        "joules_a_step": None if speed is None else speed.joules,
+        "wanted_errors": {str(share): error for share, error in wanted.items()},
+    }
+    gap = paired(runs, found.runs(BACKPROP))
+    if gap is not None and entrant.line != BACKPROP:
+        settings |= {"minus_backprop": gap.mean, "standard_error": gap.standard_error}
+    figures = {"test_error_percent": summarize([run.error for run in runs])}
+    if speed is not None:
+        figures["step_seconds"] = summarize(speed.seconds)
+    for share, error in wanted.items():
+        steps = _all_steps(runs, error)
+        if steps is None:
+            continue
+        figures[f"steps_to_{share}"] = summarize(steps)
+        if speed is not None:
+            pace = statistics.median(speed.seconds)
+            figures[f"seconds_to_{share}"] = summarize([one * pace for one in steps])
+    return Row(f"{found.task.name}: {entrant.label}", settings, figures)
+
+
+def _emulated_row(found: Found, one: Emulated, wanted: Mapping[int, float]) -> Row | None:
+    """Time to backprop's error, over that of backprop on one device; None for a line that has not been trained."""
+    runs = next((found.runs(line) for line in found.kept if line.name == one.line), ())
+    if not runs:
+        return None
+    figures = {"steps_of_one_device": summarize(one.steps)}
+    steps, reference = _all_steps(runs, wanted[_MAIN]), _all_steps(found.runs(BACKPROP), wanted[_MAIN])
+    if steps is not None and reference is not None:
+        pace = statistics.median(one.steps) / statistics.fmean(reference)
+        figures["time_of_one_device"] = summarize([count * pace for count in steps])
+    settings = {"task": found.task.name, "line": one.line, "emulated": True, "devices": one.devices}
+    return Row(f"{found.task.name}: emulated, {one.devices} devices: {one.label}", settings, figures)
+
+
+def targets_of(found: Found) -> list[Target]:
+    """What was to be reached, of what is known."""
+    if not found.runs(BACKPROP):
+        return []
+    return [*_of_errors(found), *_of_times(found), *_of_blocks(found)]
+
+
+def _of_errors(found: Found) -> list[Target]:
+    """The best head's error after equal epochs against backprop's."""
+    targets = []
+    for segments, most in ((2, 0.3), (4, 1.0)):
+        gaps = {}
+        for line in found.kept:
+            gap = paired(found.runs(line), found.runs(BACKPROP))
+            if line.name.startswith(f"{segments} segments") and gap is not None:
+                gaps[line.name] = gap
+        if gaps:
+            name, gap = min(gaps.items(), key=lambda item: item[1].mean)
+            told = f"1. {found.task.name}: {name}: test error minus backprop's, points ± {gap.standard_error:.2f}"
+            targets.append(at_most(told, most, summarize([gap.mean])))
+    return targets
+
+
+def _of_times(found: Found) -> list[Target]:
+    """The fastest local pipeline to the error of backprop at 80 % of its run, against everybody else."""
+    times = {entrant: seconds for entrant in found.entrants if (seconds := _seconds(found, entrant)) is not None}
+    local = {e: t for e, t in times.items() if e.line.is_local and e.method.processes > 1}
+    opponents = (
+        ("the best pipelined backprop", 0.75, [t for e, t in times.items() if e.is_pipelined_backprop]),
+        ("DDP", 0.9, [t for e, t in times.items() if e.line == REPLICAS]),
+        ("backprop in one process", 1.0, [t for e, t in times.items() if e.method.kind == "backprop"]),
+    )
+    if not local:
+        return [
+            Target(f"2. {found.task.name}: no local pipeline reaches the error", f"at most {most:g}", math.inf, False)
+            for _, most, against in opponents
+            if against
+        ]
+    ours, taken = min(local.items(), key=lambda item: statistics.median(item[1]))
+    targets = []
+    for name, most, against in opponents:
+        if against:
+            best = min(against, key=statistics.median)
+            told = f"2. {found.task.name}: time to the error that backprop has after {_MAIN} % of its run"
+            targets.append(at_most(f"{told}, {ours.label}, over {name}", most, _over(taken, best)))
+    return targets
+
+
+def _of_blocks(found: Found) -> list[Target]:
+    """The best of those with a loss for every block: steps, and seconds in one process."""
+    wanted = wanted_errors(found.runs(BACKPROP))[_MAIN]
+    reference = _all_steps(found.runs(BACKPROP), wanted)
+    blocks = [e for e in found.entrants if e.line.name.startswith("block") and e.method.processes == 1]
+    steps = {e: s for e in blocks if (s := _all_steps(found.runs(e.line), wanted)) is not None}
+    name = f"3. {found.task.name}: steps to that error, {{}}, over backprop's".format
+    if reference is None or not any(found.runs(e.line) for e in blocks):
+        return []
+    if not steps:
+        return [Target(name("no loss a block reaches it"), "at most 1.25", math.inf, False)]
+    fewest = min(steps, key=lambda entrant: statistics.median(steps[entrant]))
+    targets = [at_most(name(fewest.line.name), 1.25, _over(steps[fewest], reference))]
+    times = {e: t for e in steps if (t := _seconds(found, e)) is not None}
+    alone = next((t for e in found.entrants if e.method.kind == "backprop" and (t := _seconds(found, e))), None)
+    if times and alone is not None:
+        fastest = min(times, key=lambda entrant: statistics.median(times[entrant]))
+        told = f"3. {found.task.name}: seconds to that error, {fastest.label}, over backprop in one process"
+        targets.append(at_most(told, 0.9, _over(times[fastest], alone)))
+    return targets
+
+
+def _seconds(found: Found, entrant: Entrant) -> list[float] | None:
+    """To the error of backprop at 80 % of its run, of every seed; None where one does not reach it or is not timed."""
+    speed = found.speeds.get(entrant.label)
+    steps = _all_steps(found.runs(entrant.line), wanted_errors(found.runs(BACKPROP))[_MAIN])
+    if speed is None or steps is None:
+        return None
+    return [count * statistics.median(speed.seconds) for count in steps]
+
+
+def _over(values: Sequence[float], references: Sequence[float]) -> Figure:
+    """Seed by seed where both have the same, else the ratio of the means."""
+    if len(values) == len(references):
+        return ratio(values, references)
+    return summarize([statistics.fmean(values) / statistics.fmean(references)])
+
+
+def curves_of(found: Found) -> dict[str, list[tuple[float, float]]]:
+    """By line: points (steps, mean error of all seeds)."""
+    curves = {}
+    for line in found.kept:
+        runs = found.runs(line)
+        if runs:
+            errors = zip(*(run.curve.errors for run in runs), strict=True)
+            curves[line.name] = [
+                (float(step), statistics.fmean(error)) for step, error in zip(runs[0].curve.steps, errors, strict=True)
+            ]
+    return curves

@@ -1,0 +1,149 @@
+"""What is raced over: a network on a data set, with everything that the entrants have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.catalog import DATASETS
+from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
+
+__all__ = ["HEADS", "Task", "tasks"]
+
+HEADS = ("linear", "mlp-sr", "copy", "predsim")
+"""What judges a segment: a classifier alone, or the linear one beside the similarity loss."""
+
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A race.
+
+    Attributes:
+        name: also of the folder that its curves are kept in.
+        config: of global backprop; the entrants change what makes them what they are.
+        rates: learning rates that every entrant is tried with.
+        head_rates: factors of it for local heads, that every local entrant is tried with.
+        tuning_epochs: of these tries, which learn from nine tenths of the training samples and are judged by the rest.
+        seeds: of every curve.
+        looks: evaluations in an epoch.
+        segments: further numbers of segments, tried with the head that is best for two.
+        emulated: numbers of emulated devices.
+        timed_steps: of a batch, timed at a stretch.
+    """
+
+    name: str
+    config: RunConfig
+    rates: tuple[float, ...]
+    head_rates: tuple[float, ...]
+    tuning_epochs: int
+    seeds: int
+    looks: int
+    segments: tuple[int, ...]
+    emulated: tuple[int, ...]
+    timed_steps: int
+
+    @property
+    def similarity_head(self) -> str:
+        """The cheap one, where maps have space to save on."""
+        return "conv" if self.config.model.model == "mlp" else "pool-4x4"
+
+    @property
+    def tuning(self) -> RunConfig:
+        """The shorter training that settings are chosen by."""
+        values = {"epochs": self.tuning_epochs, "held_out": _HELD_OUT, "test_limit": None}
+        return override(self.config, values)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image."""
+        shape = DATASETS[self.config.data.dataset].shape
+        assert shape is not None, "only named sets of fixed size are raced over"
+        return shape
+
+    @property
+    def classes(self) -> int:
+        """Of the data set."""
+        classes = DATASETS[self.config.data.dataset].classes
+        assert classes is not None, "likewise"
+        return classes
+
+
+def tasks(quick: bool, data_dir: str) -> tuple[Task, ...]:
+    """All races, or those of minutes on data that need no files."""
+    if quick:
+        return _quick()
+    return _cifar(data_dir), _fashion(data_dir)
+
+
+def _cifar(data_dir: str) -> Task:
+    """The settings of the public speed records, but for the rate and the number of epochs."""
+    return Task(
+        name="cifar10-fastnet",
+        config=RunConfig(
+            data=DataConfig(dataset="cifar10", data_dir=data_dir),
+            model=ModelConfig(model="fastnet", width=0.375),
+            train=TrainConfig(
+                loss="glob",
+                batch_size=500,
+                epochs=9,
+                optimizer="sgd",
+                momentum=0.85,
+                nesterov=True,
+                weight_decay=5e-4,
+                label_smoothing=0.2,
+                lr_schedule="triangle",
+                lr_peak=0.25,
+                norm_bias_lr=64.0,
+                norm_momentum=0.4,
+            ),
+        ),
+        rates=(0.2, 0.4, 0.8),
+        head_rates=(1.0, 0.3, 0.1),
+        tuning_epochs=3,
+        seeds=3,
+        looks=4,
+        segments=(3, 4),
+        emulated=(2, 4, 7),
+        timed_steps=3,
+    )
+
+
+def _fashion(data_dir: str) -> Task:
+    """The paper's network of linear blocks, its optimizer, and a rate that falls to nothing."""
+    return Task(
+        name="fashion_mnist-mlp",
+        config=RunConfig(
+            data=DataConfig(dataset="fashion_mnist", data_dir=data_dir),
+            model=ModelConfig(model="mlp", hidden_layers=3),
+            train=TrainConfig(
+                loss="glob", batch_size=128, epochs=8, label_smoothing=0.1, lr_schedule="triangle", lr_peak=0.2
+            ),
+        ),
+        rates=(3e-4, 1e-3, 3e-3),
+        head_rates=(1.0, 0.3, 0.1),
+        tuning_epochs=3,
+        seeds=3,
+        looks=4,
+        segments=(3,),  # four are all blocks
+        emulated=(2, 4),
+        timed_steps=30,
+    )
+
+
+def _quick() -> tuple[Task, ...]:
+    train = TrainConfig(loss="glob", batch_size=32, epochs=2, lr_schedule="triangle", label_smoothing=0.1)
+    data = DataConfig(dataset="digits", train_limit=320, test_limit=100)  # whole batches, held out or not
+    flat = Task(
+        name="digits-mlp",
+        config=RunConfig(data=data, model=ModelConfig(model="mlp", hidden_units=32), train=train),
+        rates=(3e-3, 1e-2),
+        head_rates=(1.0, 0.3),
+        tuning_epochs=1,
+        seeds=2,
+        looks=2,
+        segments=(3,),
+        emulated=(2,),
+        timed_steps=2,
+    )
+    return (flat,)
