@@ -77,7 +77,7 @@ def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str], monk
     ("arguments", "line"),
     [
         (["gpu", "--part", "all"], "--part is 'all'; choose one of equality, steps, handover, pipelines, compiled"),
-        (["queue", "--part", "steps"], "--part is for gpu, not for queue"),
+        (["queue", "--part", "steps"], "--part is for time-to-accuracy and gpu, not for queue"),
     ],
 )
 def test_a_part_that_is_none_is_an_error(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

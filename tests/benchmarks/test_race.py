@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.__main__ import main
 from benchmarks.contenders.backprop import train_backprop, train_checkpointed
 from benchmarks.contenders.footprint import joules
 from benchmarks.contenders.methods import Method
 from benchmarks.contenders.methods import train as train_method
+from benchmarks.experiments import time_to_accuracy
 from benchmarks.harness.crew import Crew, CrewError, Member
 from benchmarks.race import training
 from benchmarks.race.curves import Curve, looked_after, train_curve
@@ -357,37 +356,20 @@ def test_an_interrupt_ends_what_is_under_way(tmp_path: Path, monkeypatch: pytest
         training.train_all(endless, Ledger(tmp_path, endless), [0], lambda job, curve, left: None)
 
 
-@pytest.mark.bench
-def test_a_stopped_race_says_so_and_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "time-to-accuracy", "--quick", "--output", str(tmp_path)]
-    root, kept = Path(__file__).resolve().parents[2], tmp_path / "time-to-accuracy" / "digits-mlp"
-    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            deadline = time.monotonic() + 120
-            children: list[int] = []
-            while not (children and any(kept.glob("*.json"))) and time.monotonic() < deadline:
-                time.sleep(0.1)
-                children = children_of(process.pid)
-            process.send_signal(signal.SIGTERM)
-            _, told = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 1 and children
-    last = told.splitlines()[-1]
-    assert last == "error: time-to-accuracy was stopped; the same command goes on from what is kept"
-    assert all(gone(child) for child in children)
-    assert Ledger(tmp_path / "time-to-accuracy", QUICK).read(BACKPROP).tries
+def test_a_signal_ends_the_race_and_a_line_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*args: object, **kwargs: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(time_to_accuracy, "train_all", stopped)
+    assert main(["time-to-accuracy", "--quick", "--output", str(tmp_path)]) == 1
+    told = "error: time-to-accuracy was stopped; the same command goes on from what is kept\n"
+    assert capfd.readouterr().err == told
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
-def gone(pid: int) -> bool:
-    """Whether a process ends soon: multiprocessing's own notices the end of its parent by itself."""
-    deadline = time.monotonic() + 20
-    while (there := Path(f"/proc/{pid}").exists()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not there
-
-
-def children_of(pid: int) -> list[int]:
-    """Processes that any thread of a process has started and that are still there."""
-    listed = [path.read_text(encoding="ascii") for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for text in listed for child in text.split()]
+def test_a_part_that_there_is_not_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["time-to-accuracy", "--part", "all"]) == 2
+    assert capfd.readouterr().err == "error: --part is 'all'; choose one of curves, speed, emulated\n"
