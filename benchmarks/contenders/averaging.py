@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks.contenders.backprop import backprop_step, part_of
+from benchmarks.contenders.backprop import step_on_part
 from benchmarks.contenders.common import (
     Mixed,
     Trained,
@@ -59,7 +59,10 @@ class Outer:
 
 
 def averaged_model(model: nn.Module, mean: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A copy with the means of all replicas' weights and statistics; `mean` has the name and what one replica has."""
+    """A copy with the means of all replicas' weights and statistics; `mean` has the name and what one replica has.
+
+    Of a model that is not compiled: the copy would compute with the weights of the other.
+    """
     whole = copy.deepcopy(model)
     state = {name: mean(name, t) if t.is_floating_point() else t for name, t in model.state_dict().items()}
     whole.load_state_dict(state)
@@ -71,7 +74,7 @@ def train_averaged(member: Member, config: RunConfig, every: int, diloco: bool) 
     device = choose_device(member, config)
     batches = open_batches(config, device)
     model = Mixed(build_blocks(describe(config, batches), config.train.seed, device, batches), config.train, device)
-    learn, optimizer = backprop_step(config.train, model, device)
+    learn, optimizer = step_on_part(member, config, model, device)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     outer, done = Outer(weights, diloco=diloco), 0
 
@@ -83,8 +86,7 @@ def train_averaged(member: Member, config: RunConfig, every: int, diloco: bool) 
 
     def step(images: Tensor, labels: Tensor) -> None:
         nonlocal done
-        mine, targets = (part_of(x, member.rank, member.size) for x in (images, labels))
-        learn(mine, targets.to(device, non_blocking=True))
+        learn(images, labels)
         done += 1
         if done % every == 0:
             go_on_from(weights, outer.follow([mean(weight) for weight in weights]))

@@ -29,7 +29,15 @@ from pipeline.learning.muon import score_weights
 from pipeline.learning.norms import norm_biases
 from pipeline.learning.optimizer import create_optimizer, is_recordable, set_learning_rate
 
-__all__ = ["backprop_optimizer", "backprop_step", "part_of", "train_backprop", "train_checkpointed", "train_ddp"]
+__all__ = [
+    "backprop_optimizer",
+    "backprop_step",
+    "part_of",
+    "step_on_part",
+    "train_backprop",
+    "train_checkpointed",
+    "train_ddp",
+]
 
 
 def train_backprop(member: Member, config: RunConfig) -> Trained:
@@ -85,13 +93,7 @@ def backprop_step(config: TrainConfig, model: nn.Module, device: torch.device) -
 def _train(
     member: Member, config: RunConfig, batches: Batches, device: torch.device, trained: nn.Module, model: nn.Module
 ) -> Trained:
-    share = len(part_of(torch.empty(config.train.batch_size), member.rank, member.size))
-    learn, optimizer = backprop_step(replace(config.train, batch_size=share), trained, device)
-
-    def step(images: Tensor, labels: Tensor) -> None:
-        mine, targets = (part_of(x, member.rank, member.size) for x in (images, labels))
-        learn(mine, targets.to(device, non_blocking=True))
-
+    step, optimizer = step_on_part(member, config, trained, device)
     return timed_epochs(
         member,
         config,
@@ -101,6 +103,20 @@ def _train(
         set_learning_rate=lambda lr: set_learning_rate(lr, optimizer),
         error=lambda: told_by_first(member, lambda: error_percent(model, batches.test(), device)),
     )
+
+
+def step_on_part(
+    member: Member, config: RunConfig, model: nn.Module, device: torch.device
+) -> tuple[Step, torch.optim.Optimizer]:
+    """`backprop_step` on this process's part of whole batches, and its optimizer."""
+    share = len(part_of(torch.empty(config.train.batch_size), member.rank, member.size))
+    learn, optimizer = backprop_step(replace(config.train, batch_size=share), model, device)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        mine, targets = (part_of(x, member.rank, member.size) for x in (images, labels))
+        learn(mine, targets.to(device, non_blocking=True))
+
+    return step, optimizer
 
 
 def part_of(x: Tensor, rank: int, size: int) -> Tensor:

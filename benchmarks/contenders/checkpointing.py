@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.network.blocks import Dropout
+
 __all__ = ["Checkpointed"]
 
 
@@ -21,7 +23,12 @@ class Checkpointed(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, checkpoint(self.block, x, use_reentrant=False, context_fn=self._contexts))
+        # A CUDA graph cannot keep the state of a generator.
+        random = any(isinstance(module, Dropout) and module.rate > 0 for module in self.block.modules())
+        return cast(
+            Tensor,
+            checkpoint(self.block, x, use_reentrant=False, preserve_rng_state=random, context_fn=self._contexts),
+        )
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(self.block)
@@ -31,11 +38,11 @@ class Checkpointed(nn.Module):
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """A batch that is seen for the second time leaves no trace."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

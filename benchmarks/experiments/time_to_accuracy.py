@@ -28,6 +28,7 @@ from benchmarks.race.outcome import Found, curves_of, rows_of, targets_of
 from benchmarks.race.speed import keep_speeds, measure_all, read_speeds, work_of
 from benchmarks.race.tasks import Task, tasks
 from benchmarks.race.training import train_all
+from pipeline.errors import DataError
 
 __all__ = ["PARTS", "run"]
 
@@ -44,6 +45,8 @@ def run(quick: bool, data_dir: str, folder: Path, part: str | None = None) -> Re
         data_dir: root in torchvision's layout.
         folder: of results; what is kept lies below it.
         part: one of `PARTS` alone.
+
+    Raises DataError where what is kept cannot be read or is of other settings, or there is nothing to tell yet.
     """
     kept, found = folder / "time-to-accuracy", []
     for task in tasks(quick, data_dir):
@@ -52,6 +55,8 @@ def run(quick: bool, data_dir: str, folder: Path, part: str | None = None) -> Re
             train_all(task, ledger, cores(), _Teller(task, len(cores())))
         found.append(_measured(task, ledger, kept / task.name, quick, part))
     rows = [row for one in found for row in rows_of(one)]
+    if not rows:
+        raise DataError("no run of backprop is kept yet, so that nothing can be told; --part curves makes some")
     targets = [target for one in found for target in targets_of(one)]
     panels = {one.task.name: curves_of(one) for one in found}
     return Result(rows, targets, Curves("steps", "test error, %, mean of the seeds", panels))
@@ -60,13 +65,13 @@ def run(quick: bool, data_dir: str, folder: Path, part: str | None = None) -> Re
 def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str | None) -> Found:
     """What is kept of a task, after what the part asks for has been measured; twice only if it is asked for alone."""
     known = all_lines(task, ledger.read)
-    everyone, speeds = entrants(known), read_speeds(folder / _SPEED)
-    missing = [entrant for entrant in everyone if entrant.label not in speeds]
-    if part == "speed" or (part is None and missing):
+    everyone, speeds = entrants(known), read_speeds(folder / _SPEED, task)
+    if part == "speed" or (part is None and any(entrant.label not in speeds for entrant in everyone)):
         speeds = measure_all(task, everyone, _ROUNDS[quick])
         keep_speeds(folder / _SPEED, task, speeds)
-    emulated = read_emulated(folder / _EMULATED)
-    if part == "emulated" or (part is None and not emulated):
+    emulated = read_emulated(folder / _EMULATED, task)
+    missing = {line.name for line in known if line.is_local} - {one.line for one in emulated}
+    if part == "emulated" or (part is None and missing):
         emulated = emulate(task, known, _ROUNDS[quick])
         keep_emulated(folder / _EMULATED, task, emulated)
     works = {entrant.label: work_of(task, entrant) for entrant in everyone}

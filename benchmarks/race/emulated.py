@@ -1,36 +1,35 @@
 """The same race on devices that are not there: real curves, steps timed on stages that sleep.
 
 Every device sleeps as long as its share of a step's counted arithmetic takes, ours with its heads, cut where segments
-end; processes, queues and messages are real. Seconds are told in steps of backprop on one such device.
+end; processes, queues and messages are real. Seconds are told in steps of backprop on one such device. What devices
+that hold the whole network each would reach (DDP) is not emulated: a step a device, if gradients took no time.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from benchmarks.contenders.torch_schedules import CHUNKS
 from benchmarks.emulation.load import Load, Window
 from benchmarks.experiments.schedule import OURS, Contest, Method, compete, judge
 from benchmarks.harness.crew import Crew
-from benchmarks.harness.kept import write_whole
 from benchmarks.harness.progress import shown
-from benchmarks.harness.report import provenance
+from benchmarks.race.entrants import SCHEDULES
+from benchmarks.race.kept import keep, read, settings_of
 from benchmarks.race.lines import BACKPROP, MICROBATCHES, Line
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import override
-from pipeline.errors import DataError, first_line
 from pipeline.learning.balance import balance, cut_segments, members
 from pipeline.learning.profile import count_costs
 from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import named_network
-from pipeline.text import brief
 
 __all__ = ["Emulated", "emulate", "keep_emulated", "read_emulated", "stage_costs"]
 
-_DEVICE_S = 0.36  # that a batch of backprop costs each device on average
-_SCHEDULES = ("GPipe", "1F1B", "ZBVZeroBubble")
+_DEVICE_S = 0.18  # times their number: what a batch of backprop costs each device, so that an action lasts some ms
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,24 @@ class Emulated:
     steps: tuple[float, ...]
 
 
-def stage_costs(task: Task, line: Line, devices: int) -> list[float] | None:
-    """Multiply-accumulates of a sample on each device; None where segments (or blocks) are fewer than devices."""
+def stage_costs(task: Task, line: Line, devices: int, chunks: int = 1) -> list[float] | None:
+    """Multiply-accumulates of a sample on each device; None where segments (or blocks) are fewer than needed.
+
+    With two `chunks` a device holds both ends of a V: the first and the last, the second and the last but one, ...
+    """
     config = override(task.config, dict(line.overrides))
     network = named_network(config.model, task.shape, task.classes, config.train.loss)
     shapes = infer_shapes(network, task.shape)
     costs = count_costs(config.train, network, shapes, task.classes)
     pieces = members(cut_segments(config.train, shapes)) if line.is_local else [(i,) for i in range(len(costs))]
-    if len(pieces) < devices:
+    groups = devices * chunks
+    if len(pieces) < groups:
         return None
     whole = [sum(costs[i] for i in piece) for piece in pieces]
-    return [sum(whole[i] for i in group) for group in members(balance(whole, devices))]
+    found = [sum(whole[i] for i in group) for group in members(balance(whole, groups))]
+    if chunks == 1:
+        return found
+    return [first + last for first, last in zip(found[:devices], reversed(found[devices:]), strict=True)]
 
 
 def emulate(task: Task, all_lines: Sequence[Line], rounds: int) -> list[Emulated]:
@@ -66,7 +72,8 @@ def emulate(task: Task, all_lines: Sequence[Line], rounds: int) -> list[Emulated
                 outcomes = judge(contest, crew.call(compete, contest))
                 for method, outcome in outcomes.items():
                     label = line.name if method == OURS else f"backprop, {method.label}"
-                    steps = tuple(1 / (rate * devices * _DEVICE_S) for rate in outcome.rates)
+                    alone = devices * contest.load.batch_s  # seconds of a batch of backprop on one device
+                    steps = tuple(1 / (rate * alone) for rate in outcome.rates)
                     found.append(Emulated(devices, line.name, label, steps))
     return found
 
@@ -74,34 +81,31 @@ def emulate(task: Task, all_lines: Sequence[Line], rounds: int) -> list[Emulated
 def _contests(task: Task, all_lines: Sequence[Line], devices: int, rounds: int) -> list[tuple[Line, Contest]]:
     reference = stage_costs(task, BACKPROP, 1)
     assert reference is not None
-    unit = devices * _DEVICE_S / reference[0]  # seconds of a multiply-accumulate
-    methods = {MICROBATCHES: tuple(Method(name) for name in _SCHEDULES)}
+    batch_s = _DEVICE_S * devices
+    schedules = [(MICROBATCHES, Method(name), CHUNKS[name]) for name in SCHEDULES]
+    local = [(line, OURS, 1) for line in all_lines if line.is_local]
     contests = []
-    for line in [MICROBATCHES, *(line for line in all_lines if line.is_local)]:
-        costs = stage_costs(task, line, devices)
+    for line, method, chunks in [*schedules, *local]:
+        costs = stage_costs(task, line, devices, chunks)
         if costs is not None:
-            weights = tuple(cost * unit / _DEVICE_S for cost in costs)
-            load = Load(devices, _DEVICE_S, weights=weights)
+            load = Load(devices, batch_s, weights=tuple(cost * devices / reference[0] for cost in costs))
             # As many microbatches as keep the devices busy; they are taken to learn like those of the curve.
-            contest = Contest(line.name, load, 2 * devices, methods.get(line, (OURS,)), Window(2, 4), rounds)
+            contest = Contest(line.name, load, 4 * devices, (method,), Window(2, 4), rounds)
             contests.append((line, contest))
     return contests
 
 
 def keep_emulated(path: Path, task: Task, found: Sequence[Emulated]) -> None:
     """Write what the emulated devices of a task took."""
-    report = {"schema": 1, "name": f"{task.name}: emulated devices", **asdict(provenance())}
-    write_whole(path, {**report, "emulated": [asdict(one) for one in found]})
+    settings = {**settings_of(task.config), "emulated": task.emulated}
+    keep(path, f"{task.name}: emulated devices", settings, {"emulated": [asdict(one) for one in found]})
 
 
-def read_emulated(path: Path) -> list[Emulated]:
-    """What is kept; nothing where there is no file. Raises DataError for one that is not ours."""
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["emulated"]
-        return [Emulated(row["devices"], row["line"], row["label"], tuple(row["steps"])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path} cannot be read as emulated devices ({brief(first_line(error))}); mend or remove it"
-        ) from error
+def read_emulated(path: Path, task: Task) -> list[Emulated]:
+    """What is kept; nothing where there is no file. Raises DataError for one that is not ours or of other settings."""
+    settings = {**settings_of(task.config), "emulated": task.emulated}
+
+    def parse(report: Mapping[str, Any]) -> list[Emulated]:
+        return [Emulated(r["devices"], r["line"], r["label"], tuple(r["steps"])) for r in report["emulated"]]
+
+    return read(path, "emulated devices", settings, parse) or []

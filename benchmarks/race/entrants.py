@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from benchmarks.contenders.methods import Method
 from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line
 
-__all__ = ["PROCESSES", "Entrant", "entrants"]
+__all__ = ["PROCESSES", "SCHEDULES", "Entrant", "entrants"]
 
 PROCESSES = 2
-_SCHEDULES = ("GPipe", "1F1B", "ZBVZeroBubble")
+SCHEDULES = ("GPipe", "1F1B", "ZBVZeroBubble")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _methods(line: Line) -> list[Method]:
     if line == REPLICAS:
         return [Method("backprop, DDP", "ddp", PROCESSES)]
     if line == MICROBATCHES:
-        return [Method(f"backprop, {name}", name, PROCESSES, (), line.parts) for name in _SCHEDULES]
+        return [Method(f"backprop, {name}", name, PROCESSES, (), line.parts) for name in SCHEDULES]
     if line.every is not None:
         return [Method(line.name, "averaged", PROCESSES, (), 1, line.every, line.outer)]
     return [

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.kept import write_whole
-from benchmarks.harness.report import provenance
 from benchmarks.race.curves import Curve
+from benchmarks.race.kept import keep, read, settings_of
 from benchmarks.race.lines import Line
 from benchmarks.race.tasks import Task
-from pipeline.config.schema import SECTIONS, RunConfig
-from pipeline.errors import DataError, first_line
-from pipeline.text import brief
 
 __all__ = ["Job", "Kept", "Ledger", "Trained"]
-
-_SCHEMA = 1
-_ELSEWHERE = ("data_dir", "threads", "seed")  # fields that change no curve, or are kept with it
 
 
 @dataclass(frozen=True)
@@ -56,10 +48,9 @@ class Kept:
     tries: tuple[Trained, ...] = ()
     runs: tuple[Trained, ...] = ()
 
-    def choice(self) -> tuple[float, float]:
-        """The learning rate, and the heads' factor of it, of the best try; of equal ones the first."""
-        best = min(self.tries, key=lambda one: one.error)
-        return best.lr, best.head_lr
+    def best(self) -> Trained:
+        """The try with the least error; of equal ones that with the lower rates."""
+        return min(self.tries, key=lambda one: (one.error, one.lr, one.head_lr))
 
 
 class Ledger:
@@ -79,22 +70,11 @@ class Ledger:
 
     def read(self, line: Line) -> Kept:
         """What is kept of a line. Raises DataError for a file that is not ours, or was made with other settings."""
-        path = self.path(line)
-        if not path.exists():
-            return Kept()
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            settings = report["settings"]
-            kept = Kept(*(tuple(_trained(row) for row in report[part]) for part in ("tries", "runs")))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path} cannot be read as curves of a race ({brief(first_line(error))}); mend or remove it"
-            ) from error
-        wanted = self._settings(line)
-        differ = sorted(name for name in settings.keys() | wanted.keys() if settings.get(name) != wanted.get(name))
-        if differ:
-            raise DataError(f"{path} was trained with other settings ({', '.join(differ)}); remove it to train anew")
-        return kept
+
+        def parse(report: Mapping[str, Any]) -> Kept:
+            return Kept(*(tuple(_trained(row) for row in report[part]) for part in ("tries", "runs")))
+
+        return read(self.path(line), "curves", self._settings(line), parse) or Kept()
 
     def add(self, job: Job, curve: Curve) -> None:
         """Keep what has been trained."""
@@ -102,40 +82,22 @@ class Ledger:
         tries, runs = (*kept.tries, new) if job.seed is None else kept.tries, kept.runs
         if job.seed is not None:
             runs = tuple(sorted((*runs, new), key=lambda one: one.seed or 0))
-        report = {
-            "schema": _SCHEMA,
-            "name": f"{self._task.name}: {job.line.name}",
-            **asdict(provenance()),
-            "settings": self._settings(job.line),
-            "tries": [asdict(one) for one in tries],
-            "runs": [asdict(one) for one in runs],
-        }
-        write_whole(self.path(job.line), report)
+        content = {"tries": [asdict(one) for one in tries], "runs": [asdict(one) for one in runs]}
+        keep(self.path(job.line), f"{self._task.name}: {job.line.name}", self._settings(job.line), content)
 
     def _settings(self, line: Line) -> dict[str, Any]:
-        """What is not the default, as JSON gives it back."""
-        task, first = self._task, self._task.rates[0]
-        shared = {
+        task = self._task
+        return {
+            **settings_of(line.applied(task.config, task.rates[0], 1.0, 1)),
+            # A wider grid may choose other rates, with which the runs were not made.
+            "rates": task.rates,
+            "factors": task.head_rates if line.is_local else task.fine_rates,
             "tuning_epochs": task.tuning_epochs,
             "looks": task.looks,
             "parts": line.parts,
             "every": line.every,
             "diloco": line.outer,
         }
-        config = _departures(line.applied(task.config, first, 1.0, 1))
-        found: dict[str, Any] = json.loads(json.dumps({**config, **shared, "lr": None}))
-        return found
-
-
-def _departures(config: RunConfig) -> dict[str, Any]:
-    departures = {}
-    for section, kind in SECTIONS.items():
-        ours, plain = getattr(config, section), kind()
-        for entry in fields(kind):
-            value = getattr(ours, entry.name)
-            if value != getattr(plain, entry.name) and entry.name not in _ELSEWHERE:
-                departures[entry.name] = value
-    return departures
 
 
 def _trained(row: Mapping[str, Any]) -> Trained:

@@ -13,7 +13,7 @@ __all__ = ["AVERAGING", "BACKPROP", "MICROBATCHES", "REPLICAS", "Line", "lines",
 AVERAGING = (30, 100)
 """Steps between averages of the replicas' weights."""
 
-_MICROBATCHES, _REPLICAS = 4, 2
+_MICROBATCHES, _REPLICAS = 8, 2  # four a stage keep most of a pipeline busy
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def local_line(task: Task, segments: int | None, head: str) -> Line:
     cut = "block" if segments is None else f"{segments} segments"
     overrides: dict[str, object] = {"segments": segments, "head_start": "random"}
     if head == "predsim":
-        overrides |= {"loss": "predsim", "similarity_head": task.similarity_head}
+        overrides |= {"loss": "predsim", "similarity_head": task.similarity_head, "beta": task.beta}
     else:
         overrides |= {"loss": "pred", "classifier": head}
     return Line(f"{cut}, {head}", tuple(overrides.items()))

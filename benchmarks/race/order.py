@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from benchmarks.race.ledger import Job, Kept
@@ -14,14 +13,14 @@ __all__ = ["all_lines", "best_head", "config_of", "epochs_left", "ready"]
 
 
 def best_head(task: Task, read: Callable[[Line], Kept]) -> str | None:
-    """The head with the least error after equal epochs with two segments; None until all runs of all have ended."""
-    errors = {}
-    for head in HEADS:
-        runs = read(local_line(task, 2, head)).runs
-        if len(runs) < task.seeds:
-            return None
-        errors[head] = statistics.fmean(run.error for run in runs)
-    return min(errors, key=lambda head: errors[head])
+    """The head whose best try with two segments is the best; None until all tries of all have ended.
+
+    Held-out samples decide, not the test set.
+    """
+    found = {head: read(local_line(task, 2, head)) for head in HEADS}
+    if any(_tries_of(task, local_line(task, 2, head), kept) for head, kept in found.items()):
+        return None
+    return min(found, key=lambda head: found[head].best().error)
 
 
 def all_lines(task: Task, read: Callable[[Line], Kept]) -> list[Line]:
@@ -33,31 +32,45 @@ def all_lines(task: Task, read: Callable[[Line], Kept]) -> list[Line]:
 def ready(task: Task, kept: Mapping[Line, Kept], busy: Collection[Job] = ()) -> list[Job]:
     """What can be trained now, the first one first: tries, then the first runs of all lines, the second, ...
 
-    Settings are chosen when all tries of a line have ended; the heads' factor is tried at the best rate.
+    Settings are chosen when all tries of a line have ended; the best rate is tried with other factors for the heads,
+    or where there are none moved a little.
     """
     jobs = [job for line, found in kept.items() for job in _of_line(task, line, found)]
     return sorted((job for job in jobs if job not in busy), key=lambda job: job.seed or 0)
 
 
 def _of_line(task: Task, line: Line, kept: Kept) -> Sequence[Job]:
+    tries = _tries_of(task, line, kept)
+    if tries:
+        return tries
+    best = kept.best()
+    made = {run.seed for run in kept.runs}
+    return [Job(line, best.lr, best.head_lr, seed) for seed in range(1, task.seeds + 1) if seed not in made]
+
+
+def _tries_of(task: Task, line: Line, kept: Kept) -> Sequence[Job]:
+    """Those that can be made now; none are left when there are none."""
     tried = {(one.lr, one.head_lr) for one in kept.tries}
     first = task.head_rates[0]
     rates = [Job(line, lr, first) for lr in task.rates if (lr, first) not in tried]
     if rates:
         return rates
-    at_first = Kept(tuple(one for one in kept.tries if one.head_lr == first))
-    lr, _ = at_first.choice()
-    factors = [Job(line, lr, factor) for factor in task.head_rates if line.is_local and (lr, factor) not in tried]
-    if factors:
-        return factors
-    made = {run.seed for run in kept.runs}
-    return [Job(line, *kept.choice(), seed) for seed in range(1, task.seeds + 1) if seed not in made]
+    best = Kept(tuple(one for one in kept.tries if one.lr in task.rates and one.head_lr == first)).best().lr
+    further = (
+        [Job(line, best, factor) for factor in task.head_rates[1:]]
+        if line.is_local
+        else [Job(line, best * factor, first) for factor in task.fine_rates]
+    )
+    return [job for job in further if (job.lr, job.head_lr) not in tried]
 
 
 def epochs_left(task: Task, kept: Mapping[Line, Kept]) -> int:
     """Of all tries and runs that are still to come, lines that are not known yet among them."""
     unknown = 0 if best_head(task, lambda line: kept.get(line, Kept())) is not None else len(task.segments)
-    tries = {True: len(task.rates) + len(task.head_rates) - 1, False: len(task.rates)}
+    tries = {
+        True: len(task.rates) + len(task.head_rates) - 1,
+        False: len(task.rates) + len(task.fine_rates),
+    }
     wanted = sum(tries[line.is_local] for line in kept) + tries[True] * unknown
     tries_left = wanted - sum(len(found.tries) for found in kept.values())
     runs_left = task.seeds * (len(kept) + unknown) - sum(len(found.runs) for found in kept.values())

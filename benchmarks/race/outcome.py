@@ -69,12 +69,9 @@ def paired(values: Sequence[Trained], references: Sequence[Trained]) -> Differen
 
 
 def wanted_errors(runs: Sequence[Trained]) -> dict[int, float]:
-    """By share of the run in percent: the mean error of all seeds at the look nearest to it."""
+    """By share of the run in percent: what every seed has come to at the look nearest to it."""
     looks = len(runs[0].curve.errors)
-    return {
-        share: statistics.fmean(run.curve.errors[max(1, round(share / 100 * looks)) - 1] for run in runs)
-        for share in SHARES
-    }
+    return {share: max(run.curve.errors[max(1, round(share / 100 * looks)) - 1] for run in runs) for share in SHARES}
 
 
 def steps_to(curve: Curve, wanted: float) -> int | None:
@@ -100,14 +97,14 @@ def rows_of(found: Found) -> list[Row]:
 
 def _row(found: Found, entrant: Entrant, wanted: Mapping[int, float]) -> Row:
     runs, speed = found.runs(entrant.line), found.speeds.get(entrant.label)
-    lr, head_lr = found.kept[entrant.line].choice()
+    best = found.kept[entrant.line].best()
     settings: dict[str, object] = {
         "task": found.task.name,
         "line": entrant.line.name,
         "processes": entrant.method.processes,
         "seeds": len(runs),
-        "lr": lr,
-        "head_lr": head_lr if entrant.line.is_local else None,
+        "lr": best.lr,
+        "head_lr": best.head_lr if entrant.line.is_local else None,
         "multiply_accumulates": found.works[entrant.label],
         "peak_megabytes": None if speed is None else speed.megabytes,
         "joules_a_step": None if speed is None else speed.joules,
@@ -151,66 +148,67 @@ def targets_of(found: Found) -> list[Target]:
     return [*_of_errors(found), *_of_times(found), *_of_blocks(found)]
 
 
+def _chosen(found: Found, cut: str) -> Line | None:
+    """Of the lines that are cut in one way, that with the best try: held-out samples choose, not the test set."""
+    known = {line: kept for line, kept in found.kept.items() if line.name.startswith(cut) and kept.runs}
+    return min(known, key=lambda line: known[line].best().error, default=None)
+
+
 def _of_errors(found: Found) -> list[Target]:
-    """The best head's error after equal epochs against backprop's."""
+    """The chosen head's error after equal epochs against backprop's."""
     targets = []
     for segments, most in ((2, 0.3), (4, 1.0)):
-        gaps = {}
-        for line in found.kept:
-            gap = paired(found.runs(line), found.runs(BACKPROP))
-            if line.name.startswith(f"{segments} segments") and gap is not None:
-                gaps[line.name] = gap
-        if gaps:
-            name, gap = min(gaps.items(), key=lambda item: item[1].mean)
-            told = f"1. {found.task.name}: {name}: test error minus backprop's, points ± {gap.standard_error:.2f}"
-            targets.append(at_most(told, most, summarize([gap.mean])))
+        line = _chosen(found, f"{segments} segments")
+        gap = None if line is None else paired(found.runs(line), found.runs(BACKPROP))
+        if line is not None and gap is not None:
+            name = f"1. {found.task.name}: {line.name}: test error minus backprop's, points ± {gap.standard_error:.2f}"
+            targets.append(at_most(name, most, summarize([gap.mean])))
     return targets
 
 
 def _of_times(found: Found) -> list[Target]:
-    """The fastest local pipeline to the error of backprop at 80 % of its run, against everybody else."""
+    """A pipeline of two segments with the chosen head, to the error of backprop at 80 % of its run."""
+    line = _chosen(found, "2 segments")
+    ours = next((e for e in found.entrants if e.line == line and e.method.processes > 1), None)
+    if ours is None:
+        return []
+    taken = _seconds(found, ours)
     times = {entrant: seconds for entrant in found.entrants if (seconds := _seconds(found, entrant)) is not None}
-    local = {e: t for e, t in times.items() if e.line.is_local and e.method.processes > 1}
     opponents = (
         ("the best pipelined backprop", 0.75, [t for e, t in times.items() if e.is_pipelined_backprop]),
         ("DDP", 0.9, [t for e, t in times.items() if e.line == REPLICAS]),
         ("backprop in one process", 1.0, [t for e, t in times.items() if e.method.kind == "backprop"]),
     )
-    if not local:
-        return [
-            Target(f"2. {found.task.name}: no local pipeline reaches the error", f"at most {most:g}", math.inf, False)
-            for _, most, against in opponents
-            if against
-        ]
-    ours, taken = min(local.items(), key=lambda item: statistics.median(item[1]))
+    told = f"2. {found.task.name}: time to the error that backprop has after {_MAIN} % of its run, {ours.label}, over "
     targets = []
     for name, most, against in opponents:
-        if against:
-            best = min(against, key=statistics.median)
-            told = f"2. {found.task.name}: time to the error that backprop has after {_MAIN} % of its run"
-            targets.append(at_most(f"{told}, {ours.label}, over {name}", most, _over(taken, best)))
+        if not against:
+            continue
+        if taken is None:
+            targets.append(Target(told + name, f"at most {most:g}", math.inf, False))
+        else:
+            targets.append(at_most(told + name, most, _over(taken, min(against, key=statistics.median))))
     return targets
 
 
 def _of_blocks(found: Found) -> list[Target]:
-    """The best of those with a loss for every block: steps, and seconds in one process."""
-    wanted = wanted_errors(found.runs(BACKPROP))[_MAIN]
-    reference = _all_steps(found.runs(BACKPROP), wanted)
-    blocks = [e for e in found.entrants if e.line.name.startswith("block") and e.method.processes == 1]
-    steps = {e: s for e in blocks if (s := _all_steps(found.runs(e.line), wanted)) is not None}
-    name = f"3. {found.task.name}: steps to that error, {{}}, over backprop's".format
-    if reference is None or not any(found.runs(e.line) for e in blocks):
+    """Every block alone with the chosen head: steps, and seconds in one process."""
+    line = _chosen(found, "block")
+    if line is None:
         return []
-    if not steps:
-        return [Target(name("no loss a block reaches it"), "at most 1.25", math.inf, False)]
-    fewest = min(steps, key=lambda entrant: statistics.median(steps[entrant]))
-    targets = [at_most(name(fewest.line.name), 1.25, _over(steps[fewest], reference))]
-    times = {e: t for e in steps if (t := _seconds(found, e)) is not None}
-    alone = next((t for e in found.entrants if e.method.kind == "backprop" and (t := _seconds(found, e))), None)
-    if times and alone is not None:
-        fastest = min(times, key=lambda entrant: statistics.median(times[entrant]))
-        told = f"3. {found.task.name}: seconds to that error, {fastest.label}, over backprop in one process"
-        targets.append(at_most(told, 0.9, _over(times[fastest], alone)))
+    wanted = wanted_errors(found.runs(BACKPROP))[_MAIN]
+    steps, reference = (_all_steps(found.runs(one), wanted) for one in (line, BACKPROP))
+    told = f"3. {found.task.name}: {line.name}: {{}} to that error, over {{}}".format
+    if steps is None or reference is None:
+        return [Target(told("steps", "backprop's"), "at most 1.25", math.inf, False)]
+    targets = [at_most(told("steps", "backprop's"), 1.25, _over(steps, reference))]
+    alone = [e for e in found.entrants if e.method.processes == 1 and e.method.kind in ("ours", "backprop")]
+    ours, theirs = (
+        next((t for e in alone if e.line == one and (t := _seconds(found, e)) is not None), None)
+        for one in (line, BACKPROP)
+    )
+    if ours is not None and theirs is not None:
+        targets.append(at_most(told("seconds", "one process of backprop"), 0.9, _over(ours, theirs)))
     return targets
 
 

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders.common import Trained
 from benchmarks.contenders.footprint import joules, peak_memory
 from benchmarks.contenders.methods import split_of
 from benchmarks.harness.crew import Crew
-from benchmarks.harness.kept import write_whole
 from benchmarks.harness.progress import shown
-from benchmarks.harness.report import provenance
 from benchmarks.race.entrants import PROCESSES, Entrant
+from benchmarks.race.kept import keep, read, settings_of
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig, override
-from pipeline.errors import DataError, first_line
 from pipeline.learning.profile import count_costs
 from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import named_network
-from pipeline.text import brief
 
 __all__ = ["Speed", "keep_speeds", "measure_all", "read_speeds", "work_of"]
+
+_QUEUE_DEPTH = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Speed:
 
     Attributes:
         seconds: of a step, in every round.
-        megabytes: that all its processes together held at most.
+        megabytes: the sum of what its processes held at most, each with torch and all that it read.
         joules: of a step, by the machine's own meters; None where it has none.
     """
 
@@ -41,38 +41,45 @@ class Speed:
     joules: float | None
 
 
-def _timed(task: Task) -> RunConfig:
-    """Two epochs of a few steps, of which the first warms up."""
+def _timed(task: Task, epochs: int = 2) -> RunConfig:
+    """Epochs of a few steps, of which the first warms up; queues hold few, so that no stage is far ahead of others."""
     batch = task.config.train.batch_size
-    values = {"epochs": 2, "eval_every": 2, "train_limit": task.timed_steps * batch, "test_limit": batch}
-    return override(task.config, values)
+    values = {"epochs": epochs, "eval_every": epochs, "train_limit": task.timed_steps * batch, "test_limit": batch}
+    return override(task.config, {**values, "queue_depth": _QUEUE_DEPTH})
 
 
 def measure_all(task: Task, all_entrants: Sequence[Entrant], rounds: int) -> dict[str, Speed]:
-    """By label; rounds of all entrants, after one that warms up and finds the splits."""
-    config = _timed(task)
+    """By label; rounds of all entrants, after one that warms up and finds the splits.
+
+    Averages of replicas lie outside the timed steps: they are rare.
+    """
     seconds: dict[Entrant, list[float]] = {entrant: [] for entrant in all_entrants}
     energy: dict[Entrant, list[float]] = {entrant: [] for entrant in all_entrants}
     with Crew(1) as solo, Crew(PROCESSES) as team:
         crews = {1: solo, PROCESSES: team}
 
-        def train(entrant: Entrant, split: tuple[int, ...] | None = None) -> Any:
-            method = entrant.method
+        def train(entrant: Entrant, epochs: int, split: tuple[int, ...] | None = None) -> Sequence[Trained]:
+            method, config = entrant.method, _timed(task, epochs)
             return method.train(crews[method.processes], method.configured(config, split))
 
-        splits = {entrant: split_of(train(entrant)) for entrant in all_entrants}
-        for entrant in shown(list(all_entrants) * rounds, f"{task.name}: steps of everyone"):
+        def used(entrant: Entrant, epochs: int) -> float | None:
             before = joules()
-            trained = train(entrant, splits[entrant])
+            train(entrant, epochs, splits[entrant])
             after = joules()
+            return None if before is None or after is None or after < before else after - before
+
+        splits = {entrant: split_of(train(entrant, 2)) for entrant in all_entrants}
+        for entrant in shown(list(all_entrants) * rounds, f"{task.name}: steps of everyone"):
+            trained = train(entrant, 2, splits[entrant])
             seconds[entrant].append(max(one.seconds[-1] for one in trained) / task.timed_steps)
-            if before is not None and after is not None and after > before:
-                energy[entrant].append((after - before) / (2 * task.timed_steps))
+            if joules() is not None:  # what another epoch takes: start and data fall out
+                one, two = used(entrant, 1), used(entrant, 2)
+                energy[entrant] += [] if one is None or two is None else [(two - one) / task.timed_steps]
     found = {}
     for entrant in shown(list(all_entrants), f"{task.name}: memory of everyone"):
-        held = sum(peak_memory(entrant.method, entrant.method.configured(config, splits[entrant])))
-        used = sorted(energy[entrant])
-        found[entrant.label] = Speed(tuple(seconds[entrant]), held, used[len(used) // 2] if used else None)
+        held = sum(peak_memory(entrant.method, entrant.method.configured(_timed(task), splits[entrant])))
+        spent = statistics.median(energy[entrant]) if energy[entrant] else None
+        found[entrant.label] = Speed(tuple(seconds[entrant]), held, spent)
     return found
 
 
@@ -88,18 +95,16 @@ def work_of(task: Task, entrant: Entrant) -> float:
 def keep_speeds(path: Path, task: Task, speeds: Mapping[str, Speed]) -> None:
     """Write all speeds of a task."""
     found = {label: asdict(speed) for label, speed in speeds.items()}
-    write_whole(path, {"schema": 1, "name": f"{task.name}: speed", **asdict(provenance()), "speeds": found})
+    keep(path, f"{task.name}: speed", settings_of(_timed(task)), {"speeds": found})
 
 
-def read_speeds(path: Path) -> dict[str, Speed]:
-    """What is kept, by label; nothing where there is no file. Raises DataError for one that is not ours."""
-    if not path.exists():
-        return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            label: Speed(tuple(found["seconds"]), found["megabytes"], found["joules"])
-            for label, found in report["speeds"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as speeds ({brief(first_line(error))}); mend or remove it") from error
+def read_speeds(path: Path, task: Task) -> dict[str, Speed]:
+    """What is kept, by label; nothing where there is no file. Raises DataError for one that is not ours, or of other
+    settings.
+    """
+
+    def parse(report: Mapping[str, Any]) -> dict[str, Speed]:
+        rows = report["speeds"].items()
+        return {label: Speed(tuple(row["seconds"]), row["megabytes"], row["joules"]) for label, row in rows}
+
+    return read(path, "speeds", settings_of(_timed(task)), parse) or {}

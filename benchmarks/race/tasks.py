@@ -23,7 +23,8 @@ class Task:
         name: also of the folder that its curves are kept in.
         config: of global backprop; the entrants change what makes them what they are.
         rates: learning rates that every entrant is tried with.
-        head_rates: factors of it for local heads, that every local entrant is tried with.
+        head_rates: factors of the best one for local heads, of which the first is tried with all rates.
+        fine_rates: factors of the best one that those without local heads are tried with, so often as others' heads.
         tuning_epochs: of these tries, which learn from nine tenths of the training samples and are judged by the rest.
         seeds: of every curve.
         looks: evaluations in an epoch.
@@ -36,6 +37,7 @@ class Task:
     config: RunConfig
     rates: tuple[float, ...]
     head_rates: tuple[float, ...]
+    fine_rates: tuple[float, ...]
     tuning_epochs: int
     seeds: int
     looks: int
@@ -47,6 +49,12 @@ class Task:
     def similarity_head(self) -> str:
         """The cheap one, where maps have space to save on."""
         return "conv" if self.config.model.model == "mlp" else "pool-4x4"
+
+    @property
+    def beta(self) -> float | None:
+        """Of predsim; None is the paper's 0.99, which leaves a hundredth of the gradient to the classifiers and the
+        output layer. Adam makes up for that and SGD does not."""
+        return None if self.config.train.optimizer == "adam" else 0.5
 
     @property
     def tuning(self) -> RunConfig:
@@ -100,12 +108,13 @@ def _cifar(data_dir: str) -> Task:
         ),
         rates=(0.2, 0.4, 0.8),
         head_rates=(1.0, 0.3, 0.1),
+        fine_rates=(0.7, 1.4),
         tuning_epochs=3,
         seeds=3,
         looks=4,
         segments=(3, 4),
         emulated=(2, 4, 7),
-        timed_steps=3,
+        timed_steps=8,
     )
 
 
@@ -122,6 +131,7 @@ def _fashion(data_dir: str) -> Task:
         ),
         rates=(3e-4, 1e-3, 3e-3),
         head_rates=(1.0, 0.3, 0.1),
+        fine_rates=(0.7, 1.4),
         tuning_epochs=3,
         seeds=3,
         looks=4,
@@ -139,6 +149,7 @@ def _quick() -> tuple[Task, ...]:
         config=RunConfig(data=data, model=ModelConfig(model="mlp", hidden_units=32), train=train),
         rates=(3e-3, 1e-2),
         head_rates=(1.0, 0.3),
+        fine_rates=(0.7,),
         tuning_epochs=1,
         seeds=2,
         looks=2,

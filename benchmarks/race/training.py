@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from benchmarks.harness.crew import Crew
 from benchmarks.race.curves import Curve, train_curve
@@ -26,22 +26,25 @@ class _Work:
         self.task, self.ledger, self.told = task, ledger, told
         self._busy: set[Job] = set()
         self._crews: set[Crew] = set()
-        self._stopped = False
+        self._stopped = self._at_once = False
         self._changed = threading.Condition()
+        self.error: BaseException | None = None  # the first
 
     def run(self, core: int) -> None:
         """Do jobs on a core until there are none, or one has failed anywhere."""
-        while (job := self._next()) is not None:
-            try:
+        try:
+            while (job := self._next()) is not None:
                 self._done(job, self._train(job, core))
-            except BaseException:
-                self.stop()
-                raise
+        except BaseException as error:
+            with self._changed:
+                self.error = self.error or error
+            self.stop()
 
     def stop(self, *, at_once: bool = False) -> None:
         """Begin no other job; `at_once` ends those under way, too."""
         with self._changed:
             self._stopped = True
+            self._at_once |= at_once
             self._changed.notify_all()
             for crew in self._crews if at_once else ():
                 crew.abort()
@@ -50,7 +53,7 @@ class _Work:
         with Crew(1, available=[core], limit_s=_LIMIT_S) as crew:
             with self._changed:
                 self._crews.add(crew)
-                if self._stopped:
+                if self._at_once:
                     crew.abort()
             try:
                 return crew.call(train_curve, job.line, config_of(self.task, job), self.task.looks)[0]
@@ -94,9 +97,9 @@ def train_all(task: Task, ledger: Ledger, cores: Sequence[int], told: Callable[[
     with ThreadPoolExecutor(len(cores)) as pool:
         futures = [pool.submit(work.run, core) for core in cores]
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            wait(futures)
         except BaseException:  # an interrupt, which is for this thread alone
             work.stop(at_once=True)
             raise
-    for future in futures:
-        future.result()
+    if work.error is not None:
+        raise work.error

@@ -189,6 +189,7 @@ class Method:
             raise ConfigError(f"--ema is {self.ema:g}; give 0 up to below 1")
         if self.label_smoothing >= 1:
             raise ConfigError(f"--label-smoothing is {self.label_smoothing:g}; give 0 up to below 1")
+        self._check_heads()
         self._check_classifier()
         if self.similarity_head != "conv" and not self.loss_spec.similarity_head:
             raise ConfigError(
@@ -210,6 +211,12 @@ class Method:
             raise ConfigError(f"--momentum {momentum:g} needs --optimizer sgd or muon, not {self.optimizer}")
         if momentum >= 1:
             raise ConfigError(f"--momentum is {momentum:g}; give 0 up to below 1")
+
+    def _check_heads(self) -> None:
+        if self.head_lr != 1 and not self.loss_spec.local:
+            raise ConfigError(
+                f"--head-lr {self.head_lr:g} needs a loss with local heads, which {self.loss} is not; drop one of them"
+            )
 
     def _check_classifier(self) -> None:
         for name, default in (("classifier", "linear"), ("head_start", "zero")):

@@ -19,10 +19,7 @@ class _Chosen:
 
     store: ImageStore
     indices: Tensor  # int64, into the store
-
-    @property
-    def labels(self) -> Tensor:
-        return self.store.labels[self.indices]
+    labels: Tensor
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -52,4 +49,4 @@ def hold_out(loaded: LoadedData, share: float) -> LoadedData:
 def _part(store: ImageStore, indices: Tensor) -> ImageStore:
     if isinstance(store, Images):  # copied, so that they can be kept on the device
         return Images(store.images[indices], store.labels[indices])
-    return _Chosen(store, indices)
+    return _Chosen(store, indices, store.labels[indices])

@@ -12,8 +12,8 @@ __all__ = ["Average", "follow", "share_of_new"]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-_Place = tuple[Mapping[str, Tensor | None], str]
-"""Where a module keeps a tensor: a module may put another one there."""
+_Place = tuple[Mapping[str, Tensor | None], str, bool]
+"""Where a module keeps a tensor, which may be another one later, and whether it is a buffer."""
 
 
 def share_of_new(decay: float, step: int) -> float:
@@ -36,7 +36,6 @@ class Average:
             prefix + name: place for prefix, module in modules.items() for name, place in _places(module).items()
         }
         self._kept: dict[str, Tensor] = {}
-        self._copied: frozenset[str] = frozenset()
 
     def begin(self) -> None:
         """Start with the weights as they are, unless it has begun."""
@@ -48,16 +47,15 @@ class Average:
         """Go on from a copy of `state`; the memory layout stays that of the weights."""
         followed = self._followed()
         self._kept = {name: torch.empty_like(x).copy_(state[name]) for name, x in followed.items()}
-        self._copied = frozenset(_not_finite(followed))
 
     def state(self) -> dict[str, Tensor]:
         """The average by name, live."""
         return self._kept or {name: x.detach() for name, x in self._followed().items()}
 
-    def pairs(self, *, copied: bool) -> list[tuple[Tensor, Tensor]]:
-        """What is kept, and what it follows: tensors that are averaged, or that are just `copied`."""
+    def pairs(self, *, buffers: bool) -> list[tuple[Tensor, Tensor]]:
+        """What is kept, and what it follows: of the parameters or of the buffers."""
         followed = self._followed()
-        return [(x, followed[name]) for name, x in self._kept.items() if (name in self._copied) == copied]
+        return [(x, followed[name]) for name, x in self._kept.items() if self._places[name][2] == buffers]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -72,7 +70,7 @@ class Average:
 
     def _followed(self) -> dict[str, Tensor]:
         found = {}
-        for name, (home, key) in self._places.items():
+        for name, (home, key, _) in self._places.items():
             tensor = home[key]
             assert tensor is not None
             found[name] = tensor
@@ -82,30 +80,27 @@ class Average:
 @torch.no_grad()
 def follow(averages: Sequence[Average], share: float) -> None:
     """Let averages go so far towards what they follow, all at once; waits for no device."""
-    averaged = [pair for average in averages for pair in average.pairs(copied=False)]
-    copied = [pair for average in averages for pair in average.pairs(copied=True)]
-    if averaged:
-        torch._foreach_lerp_([kept for kept, _ in averaged], [x for _, x in averaged], share)
-    for kept, x in copied:
-        kept.copy_(x)
+    parameters, buffers = (
+        [pair for average in averages for pair in average.pairs(buffers=which)] for which in (False, True)
+    )
+    pairs = [*parameters, *buffers]
+    if pairs:
+        torch._foreach_lerp_([kept for kept, _ in pairs], [x for _, x in pairs], share)
+    for kept, x in buffers:  # of masks: on the way from or to an infinity there is no number
+        kept.copy_(torch.where(kept.isfinite(), kept, x))
 
 
 def _places(module: nn.Module) -> dict[str, _Place]:
     """The floating-point tensors of a module's state, by name."""
     state, found = module.state_dict(), dict[str, _Place]()
     for prefix, part in module.named_modules(remove_duplicate=False):
-        for home in (part._parameters, part._buffers):
+        homes: list[tuple[Mapping[str, Tensor | None], bool]] = [(part._parameters, False), (part._buffers, True)]
+        for home, buffer in homes:
             for key in home:
                 name = f"{prefix}.{key}" if prefix else key
                 if name in state and state[name].dtype in _DTYPES:
-                    found[name] = home, key
+                    found[name] = home, key, buffer
     return found
-
-
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Those that hold an infinity, such as masks: halfway between two infinities is no number."""
-    fine = torch.stack([x.detach().isfinite().all() for x in tensors.values()]).tolist() if tensors else []
-    return [name for name, each in zip(tensors, fine, strict=True) if not each]
 
 
 def _exchange(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:

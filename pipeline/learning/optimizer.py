@@ -55,8 +55,8 @@ def _factors(*apart: tuple[Sequence[nn.Parameter], float]) -> dict[int, float]:
     """What the learning rate of some parameters, by their ids, is multiplied by."""
     factors: dict[int, float] = {}
     for parameters, factor in apart:
-        for parameter in parameters:
-            factors[id(parameter)] = factors.get(id(parameter), 1.0) * factor
+        for tied_once in {id(parameter) for parameter in parameters}:
+            factors[tied_once] = factors.get(tied_once, 1.0) * factor
     return factors
 
 

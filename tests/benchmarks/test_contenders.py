@@ -13,6 +13,8 @@ from benchmarks.experiments.heads import difference
 from benchmarks.harness.crew import Crew, Member
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 
+pytestmark = pytest.mark.timeout(900)
+
 CONFIG = RunConfig(
     data=DataConfig(dataset="digits", train_limit=256, test_limit=100),
     model=ModelConfig(model="vgg8b", width=0.125, nonlinearity="relu"),

@@ -84,7 +84,7 @@ def test_tables_quote_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFix
         "| 1. first | at most 0.5 | 0.75 | **no** | throughput |",
         "| 2. second | at least 1 | 1,759 | yes | throughput |",
     ]
-    assert between_marks(printed, "throughput").splitlines()[2:] == ["| one | 1,759 (1,700 to 1,800) |  |"]
+    assert between_marks(printed, "throughput").splitlines()[2:] == ["| one | 1,759 (1,700 to 1,800) |"]
 
 
 def test_the_summary_joins_speed_and_error_and_picks_the_fastest_schedule(tmp_path: Path) -> None:

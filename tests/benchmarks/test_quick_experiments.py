@@ -55,9 +55,9 @@ def smaller() -> Iterator[None]:
         patch.setattr(races, "tasks", lambda quick, data_dir: (race(),))
         patch.setattr(race_order, "HEADS", RACING_HEADS)
         patch.setattr(race_order, "lines", racing)
-        patch.setattr(race_entrants, "_SCHEDULES", ("1F1B",))
-        patch.setattr(race_emulated, "_SCHEDULES", ("1F1B",))
-        patch.setattr(race_emulated, "_DEVICE_S", 0.06)
+        patch.setattr(race_entrants, "SCHEDULES", ("1F1B",))
+        patch.setattr(race_emulated, "SCHEDULES", ("1F1B",))
+        patch.setattr(race_emulated, "_DEVICE_S", 0.03)
         patch.setattr(race_speed, "peak_memory", lambda method, config: [200.0] * method.processes)  # as `throughput`
         axes = {
             "blocks": [sizes.Point(blocks=blocks, batch=4) for blocks in (1, 2, 4)],
@@ -78,7 +78,7 @@ def smaller() -> Iterator[None]:
 def race() -> Task:
     """One seed, one rate."""
     (task,) = tasks(True, "")
-    return replace(task, rates=task.rates[:1], head_rates=task.head_rates[:1], seeds=1)
+    return replace(task, rates=task.rates[:1], head_rates=task.head_rates[:1], fine_rates=(), seeds=1)
 
 
 def racing(task: Task) -> list[Line]:

@@ -60,6 +60,10 @@ FLAGS: list[tuple[str, str]] = [
     ("--wire int8", r"--wire is 'int8'; choose one of auto, fp32, bf16, fp16"),
     ("--train-limit 0", r"--train-limit is 0; give a whole number at least 1"),
     ("--train-limit 5000", r"--train-limit is 5000, but digits has 1437 training samples"),
+    (
+        "--head-lr 0.1 --loss glob",
+        r"--head-lr 0\.1 needs a loss with local heads, which glob is not; drop one of them",
+    ),
     ("--held-out 1", r"--held-out is 1; give 0 up to below 1"),
     ("--held-out -0.1", r"--held-out is -0\.1; give a finite number at least 0"),
     ("--held-out 0.1 --test-limit 50", r"--held-out 0\.1 is evaluated in place of the test set, .*--test-limit 50"),

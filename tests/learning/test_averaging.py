@@ -241,3 +241,34 @@ def test_what_is_kept_has_names_of_its_own_in_the_whole_state() -> None:
     assert averaged.source("0.decoder.bias", head=True) == "0.ema.local_head.decoder.bias"
     assert plain.source("0.encoder.weight") == "0.encoder.weight"
     assert plain.source("0.decoder.bias", head=True) == "0.local_head.decoder.bias"
+
+
+class Least(nn.Module):
+    """A buffer that is infinite until the first batch has been seen."""
+
+    least: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("least", torch.full((3,), math.inf))
+
+    def see(self, key: int) -> None:
+        self.least.copy_(torch.minimum(self.least, drawn(4, 3, key=key).amin(0)))
+
+
+def test_a_buffer_that_becomes_finite_is_averaged_alike_by_a_run_that_goes_on() -> None:
+    straight, plain = Least(), Average({"": (least := Least())})
+    plain.begin()
+    for key in range(3):
+        least.see(key)
+        follow([plain], 0.5)
+    straight.load_state_dict(least.state_dict())
+    resumed = Average({"": straight})
+    resumed.load(plain.state())
+    for key in range(3, 9):
+        for each, average in ((least, plain), (straight, resumed)):
+            each.see(key)
+            follow([average], 0.5)
+    assert torch.equal(plain.state()["least"], resumed.state()["least"])
+    assert plain.state()["least"].isfinite().all()
+    assert not torch.equal(plain.state()["least"], least.least), "averaged, not copied"

@@ -62,3 +62,12 @@ def test_a_head_learns_at_its_rate(optimizer: str) -> None:
     apart, slow, fast = stepped(0.01, 4.0), stepped(0.01, 1.0), stepped(0.04, 1.0)
     assert all(torch.equal(one, other) for one, other in zip(apart, [*slow[:4], *fast[4:]], strict=True))
     assert not torch.equal(slow[4], fast[4])
+
+
+def test_a_bias_that_two_norms_share_has_its_factor_once() -> None:
+    model = network()
+    bias = model.get_parameter("1.bias")
+    optimizer = create_optimizer(Method(norm_bias_lr=8.0), list(model.parameters()), True, [bias, bias])
+    set_learning_rate(0.1, optimizer)
+    found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert found[id(bias)] == pytest.approx(0.8)
