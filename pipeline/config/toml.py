@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
@@ -134,7 +135,9 @@ def _check_entry(source: str, section: str, key: str, value: Any, gone: Mapping[
         flag, remedy = gone[entry]
         raise ConfigError(f"{source} has {entry}, which {flag} has replaced; {remedy}")
     if key not in known:
-        raise ConfigError(f"{source} has an unknown entry {entry}; known are {', '.join(sorted(known))}")
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        remedy = f"like it are {', '.join(near)}" if near else "docs/flags.md names those that there are"
+        raise ConfigError(f"{source} has an unknown entry {entry}; {remedy}")
     kinds, wanted = _KINDS[known[key].removesuffix(" | None")]
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds != (bool,)):
         raise ConfigError(f"{source} has {entry} = {shown(value)}; give {wanted}")

@@ -74,7 +74,7 @@ FLAGS: list[tuple[str, str]] = [
     ("--recipe digits --config x.toml", r"--recipe digits and --config x\.toml both set everything"),
     ("--config missing.toml", r"--config missing\.toml cannot be read \(No such file or directory\)"),
     ("--config broken.toml", r"broken\.toml is not TOML"),
-    ("--config odd.toml", r"odd\.toml has an unknown entry train\.speed"),
+    ("--config odd.toml", r"odd\.toml has an unknown entry train\.speed; like it are seed"),
 ]
 
 # Layouts: in one process, and in two.
