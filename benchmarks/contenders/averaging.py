@@ -18,17 +18,13 @@ from benchmarks.contenders.backprop import step_on_part
 from benchmarks.contenders.common import (
     Mixed,
     Trained,
-    build_blocks,
-    choose_device,
-    describe,
     error_percent,
-    open_batches,
+    opened,
     timed_epochs,
     told_by_first,
 )
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
-from pipeline.learning.optimizer import set_learning_rate
 
 __all__ = ["Outer", "averaged_model", "go_on_from", "train_averaged"]
 
@@ -71,9 +67,8 @@ def averaged_model(model: nn.Module, mean: Callable[[str, Tensor], Tensor]) -> n
 
 def train_averaged(member: Member, config: RunConfig, every: int, diloco: bool) -> Trained:
     """A replica in every process; `every` so many steps they are brought together."""
-    device = choose_device(member, config)
-    batches = open_batches(config, device)
-    model = Mixed(build_blocks(describe(config, batches), config.train.seed, device, batches), config.train, device)
+    device, batches, blocks = opened(member, config)
+    model = Mixed(blocks, config.train, device)
     learn, optimizer = step_on_part(member, config, model, device)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     outer, done = Outer(weights, diloco=diloco), 0
@@ -101,7 +96,7 @@ def train_averaged(member: Member, config: RunConfig, every: int, diloco: bool) 
         batches,
         device,
         step=step,
-        set_learning_rate=lambda lr: set_learning_rate(lr, optimizer),
+        optimizers=[optimizer],
         error=error,
     )
 

@@ -13,12 +13,9 @@ from benchmarks.contenders.checkpointing import Checkpointed
 from benchmarks.contenders.common import (
     Mixed,
     Trained,
-    build_blocks,
-    choose_device,
     cross_entropy,
-    describe,
     error_percent,
-    open_batches,
+    opened,
     timed_epochs,
     told_by_first,
 )
@@ -27,7 +24,7 @@ from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data.batches import Batches
 from pipeline.learning.muon import score_weights
 from pipeline.learning.norms import norm_biases
-from pipeline.learning.optimizer import create_optimizer, is_recordable, set_learning_rate
+from pipeline.learning.optimizer import create_optimizer, is_recordable
 
 __all__ = [
     "backprop_optimizer",
@@ -42,18 +39,14 @@ __all__ = [
 
 def train_backprop(member: Member, config: RunConfig) -> Trained:
     """In one process, with all its threads."""
-    device = choose_device(member, config)
-    batches = open_batches(config, device)
-    blocks = build_blocks(describe(config, batches), config.train.seed, device, batches)
+    device, batches, blocks = opened(member, config)
     model = Mixed(blocks, config.train, device)
     return _train(member, config, batches, device, model, model)
 
 
 def train_checkpointed(member: Member, config: RunConfig) -> Trained:
     """In one process, with activations computed again block by block: the same training."""
-    device = choose_device(member, config)
-    batches = open_batches(config, device)
-    blocks = build_blocks(describe(config, batches), config.train.seed, device, batches)
+    device, batches, blocks = opened(member, config)
     model = Mixed(map(Checkpointed, blocks), config.train, device)
     return _train(member, config, batches, device, model, model)
 
@@ -64,9 +57,7 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
     Batch norm sees that part only, so that this is not quite the same training, and keeps running statistics of its
     own in every process: the network that counts is that of process 0.
     """
-    device = choose_device(member, config)
-    batches = open_batches(config, device)
-    blocks = build_blocks(describe(config, batches), config.train.seed, device, batches)
+    device, batches, blocks = opened(member, config)
     model = Mixed(blocks, config.train, device)
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
     return _train(member, config, batches, device, replica, model)
@@ -100,7 +91,7 @@ def _train(
         batches,
         device,
         step=step,
-        set_learning_rate=lambda lr: set_learning_rate(lr, optimizer),
+        optimizers=[optimizer],
         error=lambda: told_by_first(member, lambda: error_percent(model, batches.test(), device)),
     )
 

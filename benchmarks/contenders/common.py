@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from pipeline.data.batches import Batches
 from pipeline.learning.compiled import compiled
 from pipeline.learning.norms import prepare_norms
 from pipeline.learning.numerics import Numerics
+from pipeline.learning.optimizer import set_learning_rate
 from pipeline.network.blocks import Block
 from pipeline.network.spec import Network, build_block
 from pipeline.network.zoo import named_network
@@ -34,6 +35,7 @@ __all__ = [
     "describe",
     "error_percent",
     "open_batches",
+    "opened",
     "processes",
     "timed_epochs",
     "told_by_first",
@@ -99,6 +101,13 @@ def build_blocks(network: Network, seed: int, device: torch.device, batches: Bat
     return [block.to(device).to(memory_format=torch.channels_last) for block in built]
 
 
+def opened(member: Member, config: RunConfig) -> tuple[torch.device, Batches, list[Block]]:
+    """What every process begins with that trains the whole network: device, data, and blocks on it."""
+    device = choose_device(member, config)
+    batches = open_batches(config, device)
+    return device, batches, build_blocks(describe(config, batches), config.train.seed, device, batches)
+
+
 class Mixed(nn.Module):
     """Layers in turn, in the number format of `--precision`, compiled with `--compile`; what they give may be as
     narrow."""
@@ -161,7 +170,7 @@ def timed_epochs(
     device: torch.device,
     *,
     step: Callable[[Tensor, Tensor], None],
-    set_learning_rate: Callable[[float], None],
+    optimizers: Sequence[torch.optim.Optimizer],
     error: Callable[[], float],
 ) -> Trained:
     """Train epoch by epoch; the clock runs from the first batch until all processes have made the last update."""
@@ -171,7 +180,7 @@ def timed_epochs(
         barrier(member, device)
         start = time.perf_counter()
         for done, images, labels in batches.train(epoch):
-            set_learning_rate(config.train.rate(epoch, done, batches.steps_per_epoch))
+            set_learning_rate(config.train.rate(epoch, done, batches.steps_per_epoch), *optimizers)
             step(images, labels)
         barrier(member, device)
         seconds.append(time.perf_counter() - start)

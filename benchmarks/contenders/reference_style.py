@@ -22,7 +22,6 @@ from benchmarks.contenders.common import (
 )
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
-from pipeline.learning.optimizer import set_learning_rate
 from pipeline.network.blocks import Block
 from pipeline.network.spec import BlockShape, build_block, infer_shapes
 
@@ -113,6 +112,6 @@ def train_reference_style(member: Member, config: RunConfig) -> Trained:
         batches,
         device,
         step=step,
-        set_learning_rate=lambda lr: set_learning_rate(lr, *(learner.optimizer for learner in learners)),
+        optimizers=[learner.optimizer for learner in learners],
         error=lambda: error_percent(model, batches.test(), device),
     )

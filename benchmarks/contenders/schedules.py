@@ -27,7 +27,6 @@ from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import Batches
 from pipeline.learning.balance import balance, members
-from pipeline.learning.optimizer import set_learning_rate
 from pipeline.learning.profile import count_costs
 from pipeline.network.spec import infer_shapes
 
@@ -118,6 +117,6 @@ def train_scheduled(member: Member, config: RunConfig, name: str, microbatches: 
         batches,
         scheduled.device,
         step=scheduled.step,
-        set_learning_rate=lambda lr: set_learning_rate(lr, *scheduled.optimizers),
+        optimizers=scheduled.optimizers,
         error=lambda: scheduled.error(batches),
     )

@@ -20,7 +20,7 @@ from benchmarks.contenders.heads import CANDIDATES, with_head
 from benchmarks.contenders.methods import Method
 from benchmarks.contenders.methods import train as train_method
 from benchmarks.harness.crew import Crew, Member, cores
-from benchmarks.harness.figures import ratio, summarize
+from benchmarks.harness.figures import Difference, ratio, summarize
 from benchmarks.harness.pictures import Bars
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_most
@@ -30,7 +30,7 @@ from pipeline.network.zoo import named_network
 from pipeline.training import Options
 from pipeline.training import run as train
 
-__all__ = ["Difference", "difference", "run"]
+__all__ = ["difference", "run"]
 
 _PAPER, _PRED = "conv", "pred"  # the reference, and no similarity at all
 _HEADS = (_PAPER, "pool-2", "pool-4", CHEAP_HEAD, "stride-4", "grouped-8", "none", _PRED)
@@ -58,16 +58,8 @@ _FULL = _Size(("fashion_mnist", "cifar10"), 0.25, 10_000, 5_000, 3, 3, _HEADS, 1
 _QUICK = _Size(("digits",), 0.125, 256, 128, 1, 2, (_PAPER, CHEAP_HEAD, _PRED), 0.125, 3)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference of two means with its standard error (Welch)."""
-
-    mean: float
-    standard_error: float
-
-
 def difference(values: Sequence[float], references: Sequence[float]) -> Difference:
-    """Mean of `values` minus mean of `references`, at least two of each."""
+    """Mean of `values` minus mean of `references`, at least two of each; the standard error is Welch's."""
     error = math.sqrt(statistics.variance(values) / len(values) + statistics.variance(references) / len(references))
     return Difference(statistics.fmean(values) - statistics.fmean(references), error)
 

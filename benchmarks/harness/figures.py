@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Figure", "ratio", "summarize"]
+__all__ = ["Difference", "Figure", "ratio", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,14 @@ class Figure:
     minimum: float
     maximum: float
     n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of means, with its standard error."""
+
+    mean: float
+    standard_error: float
 
 
 def summarize(values: Sequence[float]) -> Figure:

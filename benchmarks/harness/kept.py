@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.text import json_text
+from pipeline.errors import DataError, first_line
+from pipeline.text import brief, json_text
 
-__all__ = ["write_whole"]
+__all__ = ["read_whole", "write_whole"]
+
+T = TypeVar("T")
 
 
 def write_whole(path: Path, report: Mapping[str, Any]) -> None:
@@ -21,3 +25,11 @@ def write_whole(path: Path, report: Mapping[str, Any]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def read_whole(path: Path, what: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `parse` makes of a file. Raises DataError that names it where it does not hold `what`."""
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as {what} ({brief(first_line(error))}); mend or remove it") from error

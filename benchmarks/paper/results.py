@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.figures import Figure, summarize
-from benchmarks.harness.kept import write_whole
+from benchmarks.harness.kept import read_whole, write_whole
 from benchmarks.paper.rows import Plan
-from pipeline.errors import DataError, first_line
-from pipeline.text import brief
 
 __all__ = ["Kept", "Run", "Setting", "add", "read", "setting_of"]
 
@@ -85,16 +82,11 @@ def setting_of(plan: Plan) -> Setting:
 
 def read(folder: Path) -> dict[str, dict[str, tuple[Setting, list[Run]]]]:
     """All that is kept, by row and by the setting's label. Raises DataError that names a file which is not ours."""
-    kept = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            kept[report["row"]] = {row["label"]: _setting(row) for row in report["rows"]}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path} cannot be read as the results of a row ({brief(first_line(error))}); mend or remove it"
-            ) from error
-    return kept
+    return dict(read_whole(path, "the results of a row", _row_of) for path in sorted(folder.glob("*.json")))
+
+
+def _row_of(report: Mapping[str, Any]) -> tuple[str, dict[str, tuple[Setting, list[Run]]]]:
+    return report["row"], {row["label"]: _setting(row) for row in report["rows"]}
 
 
 def _setting(row: Mapping[str, Any]) -> tuple[Setting, list[Run]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from benchmarks.harness.settings import departures
 from pipeline.config.cli import parse
 from pipeline.config.fields import flag_name, joined
 from pipeline.config.paper import experiments, first_of
@@ -105,12 +106,7 @@ def shortened(config: RunConfig, scale: float) -> RunConfig:
 
 def changes(recipe: RunConfig, config: RunConfig) -> dict[str, Any]:
     """What a configuration changes of a recipe's method, data and network, by field, the schedule left out."""
-    before, after = _entries(recipe), _entries(config)
-    return {name: value for name, value in after.items() if value != before[name] and name not in _LAYS_OUT}
-
-
-def _entries(config: RunConfig) -> dict[str, Any]:
-    return {name: value for section in asdict(config).values() for name, value in section.items()}
+    return {name: value for name, value in departures(config, recipe).items() if name not in _LAYS_OUT}
 
 
 def plans(rows: Sequence[str], seeds: int, scale: float, flags: Sequence[str] = ()) -> list[Plan]:
@@ -147,8 +143,9 @@ def _given(row: str, recipe: RunConfig, flags: Sequence[str]) -> RunConfig:
         command = parse(["--recipe", row, *flags])
     except ConfigError as error:
         raise ConfigError(f"{row}: {error}") from error
+    given = departures(command.config, recipe)
     for name, ours in _OURS.items():
-        if _entries(command.config)[name] != _entries(recipe)[name]:
+        if name in given:
             raise ConfigError(f"{flag_name(name)} is not for this command, whose {ours} decides it; drop it")
     for name in ("output", "resume", "init_from", "trace"):
         if getattr(command, name) is not None:

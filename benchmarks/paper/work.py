@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
+from benchmarks.contenders.arithmetic import counted
 from benchmarks.paper.rows import Plan
-from pipeline.config.catalog import DATASETS
-from pipeline.config.schema import RunConfig, override
-from pipeline.learning.profile import count_costs
-from pipeline.network.spec import infer_shapes
-from pipeline.network.zoo import named_network
+from pipeline.config.schema import override
 
 __all__ = ["Clock", "work"]
 
@@ -26,16 +22,8 @@ def work(plan: Plan) -> float:
     """Multiply-accumulates of all its epochs, evaluations left out: what its time goes with, roughly."""
     data = plan.config.data
     images = min(_TRAINING_IMAGES[data.dataset], data.train_limit or 10**12)
-    return plan.epochs * images * _of_an_image(override(plan.config, {"seed": 1, "epochs": 1, "lr_milestones": ()}))
-
-
-@cache
-def _of_an_image(config: RunConfig) -> float:
-    info = DATASETS[config.data.dataset]
-    assert info.shape is not None and info.classes is not None
-    network = named_network(config.model, info.shape, info.classes, config.train.loss)
-    shapes = infer_shapes(network, info.shape)
-    return sum(count_costs(config.train, network, shapes, info.classes))
+    _, costs = counted(override(plan.config, {"seed": 1, "epochs": 1, "lr_milestones": ()}))
+    return plan.epochs * images * sum(costs)
 
 
 class Clock:

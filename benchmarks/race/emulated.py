@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders.arithmetic import counted
 from benchmarks.contenders.torch_schedules import CHUNKS
-from benchmarks.emulation.load import Load, Window
+from benchmarks.emulation.load import BATCH, Load, Window
 from benchmarks.experiments.schedule import OURS, Contest, Method, compete, judge
 from benchmarks.harness.crew import Crew
 from benchmarks.harness.progress import shown
@@ -23,11 +24,8 @@ from benchmarks.race.lines import BACKPROP, MICROBATCHES, Line
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import override
 from pipeline.learning.balance import balance, cut_segments, members
-from pipeline.learning.profile import count_costs
-from pipeline.network.spec import infer_shapes
-from pipeline.network.zoo import named_network
 
-__all__ = ["Emulated", "emulate", "keep_emulated", "read_emulated", "stage_costs"]
+__all__ = ["Emulated", "contests", "emulate", "keep_emulated", "read_emulated", "stage_costs"]
 
 _DEVICE_S = 0.18  # times their number: what a batch of backprop costs each device, so that an action lasts some ms
 
@@ -48,9 +46,7 @@ def stage_costs(task: Task, line: Line, devices: int, chunks: int = 1) -> list[f
     With two `chunks` a device holds both ends of a V: the first and the last, the second and the last but one, ...
     """
     config = override(task.config, dict(line.overrides))
-    network = named_network(config.model, task.shape, task.classes, config.train.loss)
-    shapes = infer_shapes(network, task.shape)
-    costs = count_costs(config.train, network, shapes, task.classes)
+    shapes, costs = counted(config)
     pieces = members(cut_segments(config.train, shapes)) if line.is_local else [(i,) for i in range(len(costs))]
     groups = devices * chunks
     if len(pieces) < groups:
@@ -66,9 +62,9 @@ def emulate(task: Task, all_lines: Sequence[Line], rounds: int) -> list[Emulated
     """Every number of devices with torch's schedules and all lines that can be cut so often."""
     found = []
     for devices in task.emulated:
-        contests = _contests(task, all_lines, devices, rounds)
+        todo = contests(task, all_lines, devices, rounds)
         with Crew(devices) as crew:
-            for line, contest in shown(contests, f"{task.name}: {devices} emulated devices"):
+            for line, contest in shown(todo, f"{task.name}: {devices} emulated devices"):
                 outcomes = judge(contest, crew.call(compete, contest))
                 for method, outcome in outcomes.items():
                     label = line.name if method == OURS else f"backprop, {method.label}"
@@ -78,21 +74,26 @@ def emulate(task: Task, all_lines: Sequence[Line], rounds: int) -> list[Emulated
     return found
 
 
-def _contests(task: Task, all_lines: Sequence[Line], devices: int, rounds: int) -> list[tuple[Line, Contest]]:
+def contests(task: Task, all_lines: Sequence[Line], devices: int, rounds: int) -> list[tuple[Line, Contest]]:
+    """What is timed on so many devices, each with the line whose steps it makes."""
     reference = stage_costs(task, BACKPROP, 1)
     assert reference is not None
     batch_s = _DEVICE_S * devices
     schedules = [(MICROBATCHES, Method(name), CHUNKS[name]) for name in SCHEDULES]
     local = [(line, OURS, 1) for line in all_lines if line.is_local]
-    contests = []
+    found = []
     for line, method, chunks in [*schedules, *local]:
         costs = stage_costs(task, line, devices, chunks)
         if costs is not None:
             load = Load(devices, batch_s, weights=tuple(cost * devices / reference[0] for cost in costs))
-            # As many microbatches as keep the devices busy; they are taken to learn like those of the curve.
-            contest = Contest(line.name, load, 4 * devices, (method,), Window(2, 4), rounds)
-            contests.append((line, contest))
-    return contests
+            contest = Contest(line.name, load, _microbatches(devices), (method,), Window(2, 4), rounds)
+            found.append((line, contest))
+    return found
+
+
+def _microbatches(devices: int) -> int:
+    """So many that the devices are mostly busy, four each, and equal; they are taken to learn like the curve's."""
+    return next(count for count in range(4 * devices, BATCH + 1) if BATCH % count == 0)
 
 
 def keep_emulated(path: Path, task: Task, found: Sequence[Emulated]) -> None:

@@ -48,7 +48,7 @@ def _methods(line: Line) -> list[Method]:
     if line == MICROBATCHES:
         return [Method(f"backprop, {name}", name, PROCESSES, (), line.parts) for name in SCHEDULES]
     if line.every is not None:
-        return [Method(line.name, "averaged", PROCESSES, (), 1, line.every, line.outer)]
+        return [Method(line.name, "averaged", PROCESSES, (), 1, line.every, line.diloco)]
     return [
         Method(f"{line.name}, one process", "ours", 1, line.overrides),
         Method(f"{line.name}, pipeline", "ours", PROCESSES, line.overrides),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.harness.kept import write_whole
+from benchmarks.harness.kept import read_whole, write_whole
 from benchmarks.harness.report import provenance
-from pipeline.config.schema import SECTIONS, RunConfig
-from pipeline.errors import DataError, first_line
-from pipeline.text import brief
+from benchmarks.harness.settings import departures
+from pipeline.config.schema import RunConfig
+from pipeline.errors import DataError
 
 __all__ = ["keep", "read", "settings_of"]
 
@@ -24,14 +24,7 @@ _ELSEWHERE = ("data_dir", "threads", "seed", "lr")  # fields that change nothing
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """All fields that are not at their defaults."""
-    departures = {}
-    for section, kind in SECTIONS.items():
-        ours, plain = getattr(config, section), kind()
-        for entry in fields(kind):
-            value = getattr(ours, entry.name)
-            if value != getattr(plain, entry.name) and entry.name not in _ELSEWHERE:
-                departures[entry.name] = value
-    return departures
+    return {name: value for name, value in departures(config, RunConfig()).items() if name not in _ELSEWHERE}
 
 
 def keep(path: Path, name: str, settings: Mapping[str, Any], content: Mapping[str, Any]) -> None:
@@ -46,14 +39,7 @@ def read(path: Path, what: str, settings: Mapping[str, Any], parse: Callable[[Ma
     """
     if not path.exists():
         return None
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        found = dict(report["settings"])
-        content = parse(report)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{path} cannot be read as {what} of a race ({brief(first_line(error))}); mend or remove it"
-        ) from error
+    found, content = read_whole(path, f"{what} of a race", lambda report: (dict(report["settings"]), parse(report)))
     wanted = json.loads(json.dumps(settings))
     differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     if differ:

@@ -127,7 +127,7 @@ class _Replicas(_Backprop):
         self._models = [self.model, *(copy.deepcopy(self.model) for _ in range(line.parts - 1))]
         self._optimizers = [backprop_optimizer(config.train, model) for model in self._models]
         self._weights = [[p for p in model.parameters() if p.requires_grad] for model in self._models]
-        self._outer = Outer(self._weights[0], diloco=line.outer)
+        self._outer = Outer(self._weights[0], diloco=line.diloco)
 
     def step(self, at: Position, images: Tensor, labels: Tensor) -> None:
         set_learning_rate(self.rate(at), *self._optimizers)

@@ -96,7 +96,7 @@ class Ledger:
             "looks": task.looks,
             "parts": line.parts,
             "every": line.every,
-            "diloco": line.outer,
+            "diloco": line.diloco,
         }
 
 

@@ -26,7 +26,7 @@ class Line:
         parts: that a batch is cut into, each with a forward and backward of its own.
         replicas: whether each part has a network of its own (batch norms at least), not only its turn.
         every: steps between averages of the replicas' weights; None where their gradients are averaged every step.
-        outer: whether the averages are steps of an outer optimizer, as in DiLoCo.
+        diloco: whether the averages are steps of an outer optimizer, as in DiLoCo.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Line:
     parts: int = 1
     replicas: bool = False
     every: int | None = None
-    outer: bool = False
+    diloco: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -66,8 +66,8 @@ def local_line(task: Task, segments: int | None, head: str) -> Line:
 def lines(task: Task) -> list[Line]:
     """All that can be trained before anything is known."""
     averaged = [
-        Line(f"{name}, every {every} steps", (), _REPLICAS, replicas=True, every=every, outer=outer)
-        for name, outer in (("local SGD", False), ("DiLoCo", True))
+        Line(f"{name}, every {every} steps", (), _REPLICAS, replicas=True, every=every, diloco=diloco)
+        for name, diloco in (("local SGD", False), ("DiLoCo", True))
         for every in AVERAGING
     ]
     local = [local_line(task, segments, head) for segments in (2, None) for head in HEADS]

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness.figures import Figure, ratio, summarize
+from benchmarks.harness.figures import Difference, Figure, ratio, summarize
 from benchmarks.harness.report import Row, Target, at_most
 from benchmarks.race.curves import Curve
 from benchmarks.race.emulated import Emulated
@@ -19,7 +19,6 @@ from benchmarks.race.tasks import Task
 
 __all__ = [
     "SHARES",
-    "Difference",
     "Found",
     "curves_of",
     "paired",
@@ -49,14 +48,6 @@ class Found:
     def runs(self, line: Line) -> Sequence[Trained]:
         """In order of seeds."""
         return self.kept[line].runs
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of the differences of pairs, and its standard error."""
-
-    mean: float
-    standard_error: float
 
 
 def paired(values: Sequence[Trained], references: Sequence[Trained]) -> Difference | None:

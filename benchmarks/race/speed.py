@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders.arithmetic import counted
 from benchmarks.contenders.common import Trained
 from benchmarks.contenders.footprint import joules, peak_memory
 from benchmarks.contenders.methods import split_of
@@ -17,9 +18,6 @@ from benchmarks.race.entrants import PROCESSES, Entrant
 from benchmarks.race.kept import keep, read, settings_of
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig, override
-from pipeline.learning.profile import count_costs
-from pipeline.network.spec import infer_shapes
-from pipeline.network.zoo import named_network
 
 __all__ = ["Speed", "keep_speeds", "measure_all", "read_speeds", "work_of"]
 
@@ -85,11 +83,9 @@ def measure_all(task: Task, all_entrants: Sequence[Entrant], rounds: int) -> dic
 
 def work_of(task: Task, entrant: Entrant) -> float:
     """Multiply-accumulates of a training sample: forward, backward, local heads, and what is computed again."""
-    config = override(task.config, dict(entrant.line.overrides))
-    network = named_network(config.model, task.shape, task.classes, config.train.loss)
-    shapes = infer_shapes(network, task.shape)
+    shapes, costs = counted(override(task.config, dict(entrant.line.overrides)))
     again = sum(shape.macs for shape in shapes) if entrant.method.kind == "checkpointed" else 0
-    return sum(count_costs(config.train, network, shapes, task.classes)) + again
+    return sum(costs) + again
 
 
 def keep_speeds(path: Path, task: Task, speeds: Mapping[str, Speed]) -> None:

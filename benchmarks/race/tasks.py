@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.catalog import DATASETS
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 
 __all__ = ["HEADS", "Task", "tasks"]
@@ -61,20 +60,6 @@ class Task:
         """The shorter training that settings are chosen by."""
         values = {"epochs": self.tuning_epochs, "held_out": _HELD_OUT, "test_limit": None}
         return override(self.config, values)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of an image."""
-        shape = DATASETS[self.config.data.dataset].shape
-        assert shape is not None, "only named sets of fixed size are raced over"
-        return shape
-
-    @property
-    def classes(self) -> int:
-        """Of the data set."""
-        classes = DATASETS[self.config.data.dataset].classes
-        assert classes is not None, "likewise"
-        return classes
 
 
 def tasks(quick: bool, data_dir: str) -> tuple[Task, ...]:

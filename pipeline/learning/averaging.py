@@ -52,10 +52,10 @@ class Average:
         """The average by name, live."""
         return self._kept or {name: x.detach() for name, x in self._followed().items()}
 
-    def pairs(self, *, buffers: bool) -> list[tuple[Tensor, Tensor]]:
-        """What is kept, and what it follows: of the parameters or of the buffers."""
+    def pairs(self) -> list[tuple[Tensor, Tensor, bool]]:
+        """What is kept, what it follows, and whether that is a buffer."""
         followed = self._followed()
-        return [(x, followed[name]) for name, x in self._kept.items() if self._places[name][2] == buffers]
+        return [(x, followed[name], self._places[name][2]) for name, x in self._kept.items()]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -80,14 +80,12 @@ class Average:
 @torch.no_grad()
 def follow(averages: Sequence[Average], share: float) -> None:
     """Let averages go so far towards what they follow, all at once; waits for no device."""
-    parameters, buffers = (
-        [pair for average in averages for pair in average.pairs(buffers=which)] for which in (False, True)
-    )
-    pairs = [*parameters, *buffers]
+    pairs = [pair for average in averages for pair in average.pairs()]
     if pairs:
-        torch._foreach_lerp_([kept for kept, _ in pairs], [x for _, x in pairs], share)
-    for kept, x in buffers:  # of masks: on the way from or to an infinity there is no number
-        kept.copy_(torch.where(kept.isfinite(), kept, x))
+        torch._foreach_lerp_([kept for kept, _, _ in pairs], [x for _, x, _ in pairs], share)
+    for kept, x, buffer in pairs:
+        if buffer:  # of masks: on the way from or to an infinity there is no number
+            kept.copy_(torch.where(kept.isfinite(), kept, x))
 
 
 def _places(module: nn.Module) -> dict[str, _Place]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 import signal
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,16 +17,16 @@ from benchmarks.contenders.checkpointing import Checkpointed
 from benchmarks.contenders.footprint import joules
 from benchmarks.contenders.methods import Method
 from benchmarks.contenders.methods import train as train_method
+from benchmarks.emulation.load import BATCH
 from benchmarks.experiments import time_to_accuracy
 from benchmarks.harness.crew import Crew, CrewError, Member
 from benchmarks.race import training
-from benchmarks.race.curves import Curve, looked_after, train_curve
-from benchmarks.race.emulated import Emulated, keep_emulated, read_emulated, stage_costs
+from benchmarks.race.curves import looked_after, train_curve
+from benchmarks.race.emulated import Emulated, contests, keep_emulated, read_emulated, stage_costs
 from benchmarks.race.entrants import Entrant, entrants
 from benchmarks.race.ledger import Job, Kept, Ledger, Trained
 from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line, lines, local_line
 from benchmarks.race.order import all_lines, best_head, config_of, epochs_left, ready
-from benchmarks.race.outcome import Found, curves_of, paired, rows_of, steps_to, targets_of, wanted_errors
 from benchmarks.race.speed import Speed, keep_speeds, read_speeds, work_of
 from benchmarks.race.tasks import HEADS, Task, tasks
 from pipeline.config.schema import RunConfig, override
@@ -36,21 +34,13 @@ from pipeline.errors import DataError
 from pipeline.network.blocks import Dropout
 from pipeline.training import Options, run
 from tests.benchmarks.test_contenders import MODERN
+from tests.support.races import QUICK, curve_of, run_of
 
 pytestmark = pytest.mark.timeout(900)
 
 ALONE = Member(0, 1, 1)
-(QUICK,) = tasks(True, "data")
 CIFAR, FASHION = tasks(False, "data")
 CONFIG = override(MODERN, {"train_limit": 128})
-
-
-def curve_of(*errors: float) -> Curve:
-    return Curve(tuple(range(10, 10 * len(errors) + 1, 10)), errors, 1.0)
-
-
-def run_of(seed: int, *errors: float) -> Trained:
-    return Trained(0.1, 1.0, seed, curve_of(*errors))
 
 
 def test_looks_are_spread_evenly_over_an_epoch_and_end_with_it() -> None:
@@ -201,104 +191,6 @@ def test_joules_are_those_of_all_processors_or_none(tmp_path: Path) -> None:
     assert joules(tmp_path) is None
 
 
-def found_of(errors: Mapping[Line, list[tuple[float, ...]]], seconds: Mapping[str, float]) -> Found:
-    tries = {line: (Trained(0.1, 1.0, None, curve_of(50.0 + index)),) for index, line in enumerate(errors)}
-    kept = {
-        line: Kept(tries[line], tuple(run_of(seed, *row) for seed, row in enumerate(rows, 1)))
-        for line, rows in errors.items()
-    }
-    everyone = entrants(list(errors))
-    speeds = {entrant.label: Speed((seconds[entrant.line.name],), 100.0, None) for entrant in everyone}
-    works = {entrant.label: 1.0 for entrant in everyone}
-    return Found(QUICK, kept, everyone, speeds, works, [Emulated(2, "2 segments, copy", "2 segments, copy", (0.5,))])
-
-
-TWO, BLOCK = local_line(QUICK, 2, "copy"), local_line(QUICK, None, "copy")
-FOUND = found_of(
-    {
-        BACKPROP: [(50.0, 40.0, 30.0, 20.0, 10.0), (50.0, 40.0, 30.0, 22.0, 10.5)],
-        MICROBATCHES: [(50.0, 40.0, 30.0, 20.0, 10.0), (50.0, 40.0, 30.0, 21.0, 10.0)],
-        REPLICAS: [(50.0, 40.0, 30.0, 20.0, 10.0), (50.0, 40.0, 30.0, 20.0, 10.0)],
-        TWO: [(50.0, 40.0, 30.0, 21.0, 10.5), (50.0, 40.0, 30.0, 21.0, 11.5)],
-        BLOCK: [(60.0, 50.0, 40.0, 30.0, 15.0), (60.0, 50.0, 40.0, 30.0, 25.0)],
-    },
-    {
-        "backprop": 1.0,
-        "backprop, 8 microbatches": 2.0,
-        "backprop, 2 replicas": 1.5,
-        "2 segments, copy": 0.6,
-        "block, copy": 0.5,
-    },
-)
-
-
-def test_steps_are_counted_to_the_first_look_that_is_good_enough() -> None:
-    curve = curve_of(50.0, 20.0, 30.0, 10.0)
-    assert [steps_to(curve, wanted) for wanted in (60, 20, 15, 9)] == [10, 20, 40, None]
-
-
-def test_the_wanted_errors_are_what_backprop_has_come_to() -> None:
-    assert wanted_errors(FOUND.runs(BACKPROP)) == {60: 30.0, 80: 22.0, 100: 10.5}, "every seed of it"
-    rows = {row.label: row for row in rows_of(FOUND)}
-    assert rows["digits-mlp: backprop, one process"].figures["steps_to_100"].median == 50
-
-
-def test_differences_are_of_equal_seeds() -> None:
-    gap = paired(FOUND.runs(TWO), FOUND.runs(BACKPROP))
-    assert gap is not None and gap.mean == 0.75 and gap.standard_error == pytest.approx(0.25)
-    assert paired(FOUND.runs(TWO), FOUND.runs(BACKPROP)[1:]) is None
-
-
-def test_rows_tell_errors_steps_seconds_and_what_was_chosen() -> None:
-    rows = {row.label: row for row in rows_of(FOUND)}
-    two = rows["digits-mlp: 2 segments, copy, pipeline"]
-    assert two.figures["steps_to_80"].median == 40 and two.figures["seconds_to_80"].median == 24.0
-    assert "steps_to_100" not in two.figures, "11.5 is more than 10.5"
-    assert two.settings["minus_backprop"] == 0.75 and two.settings["lr"] == 0.1
-    assert "minus_backprop" not in rows["digits-mlp: backprop, one process"].settings
-    # 40 steps that take half as long, of backprop's 40
-    emulated = rows["digits-mlp: emulated, 2 devices: 2 segments, copy"]
-    assert emulated.figures["time_of_one_device"].median == pytest.approx(0.5)
-    assert curves_of(FOUND)["2 segments, copy"][-1] == (50.0, 11.0)
-    assert rows_of(replace(FOUND, kept={line: Kept() for line in FOUND.kept})) == []
-
-
-def test_targets_hold_the_fastest_against_the_fastest() -> None:
-    targets = {target.name: target for target in targets_of(FOUND)}
-    told = (
-        "2. digits-mlp: time to the error that backprop has after 80 % of its run, 2 segments, copy, pipeline, over "
-    )
-    assert [name for name in targets if name.startswith("2.")] == [
-        f"{told}the best pipelined backprop",
-        f"{told}DDP",
-        f"{told}backprop in one process",
-    ]
-    assert targets[f"{told}DDP"].measured == pytest.approx(0.4) and targets[f"{told}DDP"].met
-    assert targets[f"{told}backprop in one process"].measured == pytest.approx(0.6)
-    error = targets["1. digits-mlp: 2 segments, copy: test error minus backprop's, points ± 0.25"]
-    assert (error.measured, error.met) == (0.75, False)
-    third = targets["3. digits-mlp: block, copy: steps to that error, over backprop's"]
-    assert math.isinf(third.measured) and not third.met
-
-
-def test_held_out_samples_choose_who_stands_for_a_cut() -> None:
-    """Not the test set: the linear head has the worse try and the better runs."""
-    linear = local_line(QUICK, 2, "linear")
-    better = Kept((Trained(0.1, 1.0, None, curve_of(60.0)),), (run_of(1, 1.0), run_of(2, 1.0)))
-    found = replace(FOUND, kept={**FOUND.kept, linear: better})
-    assert [target for target in targets_of(found) if target.name.startswith("1.")] == targets_of(FOUND)[:1]
-
-
-def test_blocks_that_reach_the_error_are_held_against_backprop() -> None:
-    rows = [(50.0, 40.0, 30.0, 25.0, 10.0), (50.0, 40.0, 30.0, 25.0, 10.0)]
-    kept = {**FOUND.kept, BLOCK: replace(FOUND.kept[BLOCK], runs=tuple(run_of(s, *r) for s, r in enumerate(rows, 1)))}
-    third = {target.name: target.measured for target in targets_of(replace(FOUND, kept=kept))[-2:]}
-    assert third == {
-        "3. digits-mlp: block, copy: steps to that error, over backprop's": 50 / 40,
-        "3. digits-mlp: block, copy: seconds to that error, over one process of backprop": 25 / 40,
-    }
-
-
 @pytest.mark.parametrize("task", [CIFAR, FASHION, QUICK], ids=lambda task: task.name)
 def test_every_line_is_a_configuration_and_every_entrant_has_its_work(task: Task) -> None:
     known = [*lines(task), *(local_line(task, count, "copy") for count in task.segments)]
@@ -328,6 +220,12 @@ def test_emulated_devices_share_all_the_work_where_segments_end() -> None:
     assert ends is not None and blocks is not None
     assert ends == [blocks[0] + blocks[3], blocks[1] + blocks[2]], "a V"
     assert stage_costs(QUICK, BACKPROP, 3, chunks=2) is None
+
+
+@pytest.mark.parametrize("devices", sorted({*CIFAR.emulated, *FASHION.emulated, *QUICK.emulated}))
+def test_emulated_batches_are_cut_into_equal_microbatches(devices: int) -> None:
+    (contest, *_) = [contest for _, contest in contests(CIFAR, [], devices, 1)]
+    assert BATCH % contest.microbatches == 0 and contest.microbatches >= 4 * devices
 
 
 @pytest.mark.parametrize("segments", [None, 2])
@@ -378,13 +276,13 @@ def test_one_process_learns_what_several_would() -> None:
             found = team.call(with_one_thread, entrant.method, CONFIG)
             curve = train_curve(ALONE, entrant.line, CONFIG, 1)
             assert all(errors == curve.errors for errors in found), entrant.label
-    assert {line.outer for line in soon} == {False, True}
+    assert {line.diloco for line in soon} == {False, True}
 
 
 def test_what_is_averaged_differs_from_what_is_not() -> None:
     local = next(line for line in lines(QUICK) if line.every is not None)
     never, often = (train_curve(ALONE, replace(local, every=every), CONFIG, 1).errors for every in (99, 1))
-    diloco = train_curve(ALONE, replace(local, every=1, outer=True), CONFIG, 1).errors
+    diloco = train_curve(ALONE, replace(local, every=1, diloco=True), CONFIG, 1).errors
     replicas = train_curve(ALONE, REPLICAS, CONFIG, 1).errors
     assert len({never, often, diloco, replicas}) >= 3
 
