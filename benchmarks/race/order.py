@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from benchmarks.race.ledger import Job, Kept
-from benchmarks.race.lines import Line, lines, local_line, with_segments
+from benchmarks.race.lines import BACKPROP, Line, lines, local_line, with_segments
 from benchmarks.race.tasks import HEADS, Task
 from pipeline.config.schema import RunConfig
 
@@ -30,13 +30,24 @@ def all_lines(task: Task, read: Callable[[Line], Kept]) -> list[Line]:
 
 
 def ready(task: Task, kept: Mapping[Line, Kept], busy: Collection[Job] = ()) -> list[Job]:
-    """What can be trained now, the first one first: tries, then the first runs of all lines, the second, ...
+    """What can be trained now, the first one first: of the lines that matter most the tries, then the first runs, the
+    second, ...; then of the next ones.
 
     Settings are chosen when all tries of a line have ended; the best rate is tried with other factors for the heads,
     or where there are none moved a little.
     """
     jobs = [job for line, found in kept.items() for job in _of_line(task, line, found)]
-    return sorted((job for job in jobs if job not in busy), key=lambda job: job.seed or 0)
+    return sorted((job for job in jobs if job not in busy), key=lambda job: (_rank(job.line), job.seed or 0))
+
+
+def _rank(line: Line) -> int:
+    """Segments against backprop first, as it takes hours until all others are known; then backprop as it is split,
+    every block by itself, and replicas that meet now and then."""
+    if line == BACKPROP or dict(line.overrides).get("segments") is not None:
+        return 0
+    if line.is_local:
+        return 2
+    return 1 if line.every is None else 3
 
 
 def _of_line(task: Task, line: Line, kept: Kept) -> Sequence[Job]:

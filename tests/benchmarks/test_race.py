@@ -39,7 +39,7 @@ from tests.support.races import QUICK, curve_of, run_of
 pytestmark = pytest.mark.timeout(900)
 
 ALONE = Member(0, 1, 1)
-CIFAR, FASHION = tasks(False, "data")
+FASHION, CIFAR = tasks(False, "data")
 CONFIG = override(MODERN, {"train_limit": 128})
 
 
@@ -97,9 +97,22 @@ def test_everyone_is_tried_as_often() -> None:
 def test_first_seeds_come_first_with_the_rate_of_the_best_try() -> None:
     low, high = QUICK.rates
     tried = tuple(Trained(lr, 1.0, None, curve_of(50.0)) for lr in (high, 0.7 * low, low))
-    kept = {BACKPROP: Kept(tried, (run_of(1, 9.0),)), REPLICAS: Kept(tried)}
-    assert [(job.line, job.seed) for job in ready(QUICK, kept)] == [(REPLICAS, 1), (BACKPROP, 2), (REPLICAS, 2)]
+    kept = {MICROBATCHES: Kept(tried, (run_of(1, 9.0),)), REPLICAS: Kept(tried)}
+    jobs = [(REPLICAS, 1), (MICROBATCHES, 2), (REPLICAS, 2)]
+    assert [(job.line, job.seed) for job in ready(QUICK, kept)] == jobs
     assert {job.lr for job in ready(QUICK, kept)} == {0.7 * low}, "of equal ones the lowest, whoever came first"
+
+
+def test_segments_and_backprop_are_done_before_anything_else() -> None:
+    tried = tuple(Trained(lr, 1.0, None, curve_of(50.0)) for lr in (*QUICK.rates, 0.7 * QUICK.rates[0]))
+    whole = local_line(QUICK, 3, "copy")
+    kept = {line: Kept() for line in lines(QUICK)} | {BACKPROP: Kept(tried), whole: Kept()}
+    order = list(dict.fromkeys(job.line.name for job in ready(QUICK, kept)))
+    segments = [f"2 segments, {head}" for head in HEADS]
+    assert order[:6] == [*segments, whole.name, BACKPROP.name], "a try of any comes before a run"
+    assert order[6:8] == [MICROBATCHES.name, REPLICAS.name]
+    assert order[8:12] == [f"block, {head}" for head in HEADS]
+    assert len(order) == 16
 
 
 def test_more_segments_come_with_the_head_whose_try_is_best_for_two() -> None:
