@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from benchmarks.race.tasks import HEADS, Task
 from pipeline.config.schema import RunConfig, override
@@ -40,6 +41,11 @@ class Line:
     def is_local(self) -> bool:
         """Whether it has local heads."""
         return bool(self.overrides)
+
+    @property
+    def segments(self) -> int | None:
+        """Parts of the network with a local loss each; None where every block is one, and for global backprop."""
+        return cast("int | None", dict(self.overrides).get("segments"))
 
     def applied(self, config: RunConfig, lr: float, head_lr: float, seed: int) -> RunConfig:
         """A task's configuration as this line trains it."""

@@ -30,8 +30,9 @@ def all_lines(task: Task, read: Callable[[Line], Kept]) -> list[Line]:
 
 
 def ready(task: Task, kept: Mapping[Line, Kept], busy: Collection[Job] = ()) -> list[Job]:
-    """What can be trained now, the first one first: of the lines that matter most the tries, then the first runs, the
-    second, ...; then of the next ones.
+    """What can be trained now, the first one first: the lines of the first rank, then those of the next.
+
+    Within a rank tries come first, then the first runs of all lines, the second, ...
 
     Settings are chosen when all tries of a line have ended; the best rate is tried with other factors for the heads,
     or where there are none moved a little.
@@ -43,7 +44,7 @@ def ready(task: Task, kept: Mapping[Line, Kept], busy: Collection[Job] = ()) -> 
 def _rank(line: Line) -> int:
     """Segments against backprop first, as it takes hours until all others are known; then backprop as it is split,
     every block by itself, and replicas that meet now and then."""
-    if line == BACKPROP or dict(line.overrides).get("segments") is not None:
+    if line == BACKPROP or line.segments is not None:
         return 0
     if line.is_local:
         return 2

@@ -112,6 +112,7 @@ def test_segments_and_backprop_are_done_before_anything_else() -> None:
     assert order[:6] == [*segments, whole.name, BACKPROP.name], "a try of any comes before a run"
     assert order[6:8] == [MICROBATCHES.name, REPLICAS.name]
     assert order[8:12] == [f"block, {head}" for head in HEADS]
+    assert order[12:] == [line.name for line in lines(QUICK) if line.every is not None]
     assert len(order) == 16
 
 
