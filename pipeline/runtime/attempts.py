@@ -18,9 +18,14 @@ class Attempts:
 
     def begin(self, name: str) -> None:
         """Note that this attempt has begun something."""
-        self._store.set(f"{self._attempt}/{name}", "")
+        self._store.set(_key(self._attempt, name), "")
 
     def has_begun(self, name: str) -> bool:
         """Whether an earlier attempt has begun it, and this one has not."""
-        begun = [self._store.check([f"{attempt}/{name}"]) for attempt in range(self._attempt + 1)]
+        begun = [self._store.check([_key(attempt, name)]) for attempt in range(self._attempt + 1)]
         return any(begun) and not begun[-1]
+
+
+def _key(attempt: int, name: str) -> str:
+    """In ASCII: a name may hold a path, which need not be UTF-8, and a store takes no other text."""
+    return f"{attempt}/{name!a}"

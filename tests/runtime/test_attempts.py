@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def test_a_restart_begins_its_own_folder_anew_and_no_other(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="other holds a run already"):
         begun(other, restarted)
     assert (other / "summary.json").exists()
+
+
+def test_a_restart_knows_its_own_folder_by_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    store = HashStore()
+    own, other = (Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/k\xe9", b"/k\xe8"))
+    begun(own, world(store, 0)).write_config("[train]")
+    other.mkdir()
+    (other / "config.toml").touch()
+    restarted = world(store, 1)
+    begun(own, restarted)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        begun(other, restarted)
 
 
 def test_the_names_of_a_dead_attempt_are_not_those_of_the_next() -> None:
