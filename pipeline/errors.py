@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pipeline.text import one_line
+
 __all__ = ["ConfigError", "DataError", "Interrupted", "PipelineError", "StageFailure", "first_line"]
 
 
 class PipelineError(Exception):
-    """Base of all errors that carry a complete message for the user: what is wrong, the values, the remedy."""
+    """Base of all errors that carry a complete message for the user: what is wrong, the values, the remedy.
+
+    It is one printable line, whatever is in the names and values that it holds.
+    """
 
     rank: int = 0  # the process it came from, which is the one to print it
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(PipelineError, ValueError):

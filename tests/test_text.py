@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import ConfigError, DataError, Interrupted, StageFailure
 from pipeline.text import json_text, one_line, printable, printable_lines
 
 
@@ -50,3 +51,12 @@ def test_what_a_terminal_may_not_see_is_escaped(text: str, encoding: str, safe: 
 def test_a_message_is_one_line_and_keeps_the_spaces_of_a_path() -> None:
     assert one_line("error: a  b\x1b\n   c\r\n") == "error: a  b\\u001b c"
     assert printable_lines("a\n\x1b\nb") == "a\n\\u001b\nb"
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, StageFailure, Interrupted])
+def test_what_a_program_catches_is_one_printable_line_whatever_it_names(kind: type[Exception]) -> None:
+    error = kind("--output a\nb\x1b[31m\u202e\udcff \N{CAT FACE} cannot be written;\n  choose another folder")
+    assert str(error) == (
+        "--output a b\\u001b[31m\\u202e\\udcff \N{CAT FACE} cannot be written; choose another folder"
+    )
+    str(error).encode()
