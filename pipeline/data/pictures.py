@@ -1,7 +1,7 @@
 """Pictures as pixels, whatever their mode: what a viewer shows of them, or an error that says why it cannot be told.
 
-A picture of 16 bits is scaled by its whole range, a palette is looked up, CMYK becomes RGB, transparent pixels lie on
-white, and of an animation the first frame counts.
+A picture of 12 or 16 bits is scaled by its whole range, a palette is looked up, CMYK becomes RGB, transparent pixels
+lie on white, and of an animation the first frame counts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ __all__ = ["opened", "picture_suffixes", "pixels", "to_rgb"]
 
 Array = np.ndarray[Any, Any]
 
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF's tags
+_SMALLEST_IS_WHITE = 0  # a value of the latter
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {  # its values, to names in PIL.Image.Transpose
     2: "FLIP_LEFT_RIGHT",
@@ -71,7 +73,7 @@ def _check_file(image: Any, path: Path, limit: int | None) -> None:
 
 def to_rgb(image: Any, where: str) -> Any:
     """The picture as opened, turned upright, in PIL's mode RGB. Raises DataError if its values have no known range."""
-    return _in_rgb(_upright(image), where)
+    return _in_rgb(_upright(image), image, where)
 
 
 def pixels(image: Any, where: str) -> Array:
@@ -80,13 +82,14 @@ def pixels(image: Any, where: str) -> Array:
     It is turned upright as its EXIF data ask if it is just as opened; one that was worked on is taken as it is. The
     channels are those of its mode (alpha too), RGB for palettes and CMYK. Raises DataError as `to_rgb`.
     """
+    source = image
     if image.format is not None:
         image = _upright(image)
-    wide = _sixteen_bits(image)
+    wide = _wide_grey(image, source)
     if wide is not None:
         return wide
     if image.mode in ("CMYK", "P", "PA"):
-        image = _in_rgb(image, where)
+        image = _in_rgb(image, source, where)
     elif image.mode == "1":
         image = image.convert("L")
     elif image.mode == "I":
@@ -94,11 +97,14 @@ def pixels(image: Any, where: str) -> Array:
     return np.asarray(image)
 
 
-def _in_rgb(image: Any, where: str) -> Any:
+def _in_rgb(image: Any, source: Any, where: str) -> Any:
     pil = importlib.import_module("PIL.Image")
-    wide = _sixteen_bits(image)
+    wide = _wide_grey(image, source)
     if wide is not None:
-        return pil.fromarray((wide * 255).round().astype(np.uint8)).convert("RGB")
+        grey, clear = (wide * 255).round().astype(np.uint8), image.info.get("transparency")
+        if isinstance(clear, int):
+            grey[np.asarray(image) == clear] = 255
+        return pil.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise _no_range(image, where)
     if not image.has_transparency_data:
@@ -109,19 +115,25 @@ def _in_rgb(image: Any, where: str) -> Any:
 
 
 def _no_range(image: Any, where: str) -> DataError:
-    kind = {"I": "32-bit integers", "F": "floating point values"}[image.mode]
+    kind = {"I": "32-bit or signed integers", "F": "floating point values"}[image.mode]
     return DataError(
         f"{where} is a picture of {kind} (Pillow's mode {image.mode}), whose range nobody can tell; save it with 8 or "
         "16 bits a channel"
     )
 
 
-def _sixteen_bits(image: Any) -> Array | None:
-    """Grey values of 16 bits scaled to [0, 1], float32 [H, W]; None for any other picture."""
+def _wide_grey(image: Any, source: Any) -> Array | None:
+    """Grey values of 12 or 16 bits scaled to [0, 1], float32 [H, W]; None for any other picture.
+
+    `source` is the picture as opened, which alone knows of what its file says.
+    """
     # Both formats end at 16 bits, which some versions of Pillow open in the wider mode.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return np.asarray(image).astype(np.float32) / np.float32(65535)
-    return None
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and source.format in ("PNG", "PPM"))):
+        return None
+    tags = getattr(source, "tag_v2", {})  # of TIFF; Pillow heeds neither of these two in this mode
+    (bits,) = tags.get(_BITS_PER_SAMPLE, (16,))
+    values = np.asarray(image).astype(np.float32) / np.float32(2**bits - 1)
+    return 1 - values if tags.get(_PHOTOMETRIC) == _SMALLEST_IS_WHITE else values
 
 
 def _upright(image: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_grey_files_of_16_bits_are_scaled_by_their_whole_range(kind: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("image", "kind"), [(colour("I", 70000), "32-bit integers"), (colour("F", 0.5), "floating point values")]
+    ("image", "kind"), [(colour("I", 70000), "32-bit or signed integers"), (colour("F", 0.5), "floating point values")]
 )
 def test_values_without_a_known_range_are_refused(image: Image.Image, kind: str) -> None:
     assert f"it is a picture of {kind} (Pillow's mode {image.mode})" in message(lambda: to_rgb(image, "it"))
@@ -156,6 +157,34 @@ def test_sixteen_bit_tiff_in_the_other_byte_order_is_read(tmp_path: Path) -> Non
     assert seen(file)[..., 0].tolist() == (WIDE // 257).tolist()
 
 
+def bare_tiff(path: Path, bits: int, white: int, values: bytes) -> Path:
+    """A grey TIFF of 3x2 pixels, as cameras and scanners write them; at `white` 0 the smallest value is white."""
+    entries = {256: 3, 257: 2, 258: bits, 259: 1, 262: white, 273: 122, 277: 1, 278: 2, 279: len(values)}
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + table + bytes(4) + values)
+    return path
+
+
+def test_tiff_of_12_bits_is_scaled_by_them(tmp_path: Path) -> None:
+    rows = b"\xff\xf0\x00\x80\x80" * 2  # 4095, 0, 2056 and 4 bits to fill a byte
+    file = bare_tiff(tmp_path / "x.tif", 12, 1, rows)
+    assert seen(file)[..., 0].tolist() == [[255, 0, 128]] * 2
+    with opened(file) as image:
+        np.testing.assert_allclose(pixels(image, "it"), [[1, 0, 2056 / 4095]] * 2, rtol=1e-6)
+
+
+def test_tiff_of_16_bits_whose_smallest_value_is_white_is_no_negative(tmp_path: Path) -> None:
+    file = bare_tiff(tmp_path / "x.tif", 16, 0, WIDE.astype("<u2").tobytes())
+    assert seen(file)[..., 0].tolist() == (255 - WIDE // 257).tolist()
+    with opened(file) as image:
+        np.testing.assert_allclose(pixels(image, "it"), 1 - WIDE / 65535, rtol=1e-6, atol=1e-7)
+
+
+def test_transparent_value_of_16_bits_lies_on_white(tmp_path: Path) -> None:
+    file = saved(Image.fromarray(WIDE), tmp_path / "x.png", transparency=257)
+    assert seen(file)[..., 0].tolist() == [[0, 255, 255], [128, 50, 200]]
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_picture_larger_than_pillow_takes_for_safe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = saved(colour("L", 0), tmp_path / "x.png")
@@ -197,7 +226,7 @@ def test_picture_of_one_channel_has_no_dimension_of_channels(image: Image.Image,
 
 
 def test_integers_of_32_bits_in_a_data_set_are_refused() -> None:
-    assert "it is a picture of 32-bit integers" in message(lambda: pixels(colour("I", 7), "it"))
+    assert "it is a picture of 32-bit or signed integers" in message(lambda: pixels(colour("I", 7), "it"))
 
 
 def test_all_that_torchvision_takes_for_images_is_read() -> None:

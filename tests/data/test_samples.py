@@ -118,7 +118,7 @@ def nested() -> Tensor:
         (np.ma.masked_array([1.0, 2.0], [False, True]), "it holds an array with masked values; fill them"),
         ([0.0, 1.0], "it holds an image of list; give a tensor, a PIL image or an array [H, W, C]"),
         (None, "it holds an image of NoneType"),
-        (Image.new("I", (2, 2)), "it is a picture of 32-bit integers"),
+        (Image.new("I", (2, 2)), "it is a picture of 32-bit or signed integers"),
     ],
 )
 def test_what_is_no_image_is_told(image: Any, words: str) -> None:
