@@ -19,7 +19,7 @@ from pipeline.config.catalog import DATASETS, DatasetInfo
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment import Augmentation
 from pipeline.data.image_folder import load_folder
-from pipeline.data.images import Images, LoadedData, import_reader, reason_of, sample_count
+from pipeline.data.images import Images, LoadedData, import_reader, reason_of, sample_count, shown
 from pipeline.errors import DataError
 from pipeline.seeding import keyed_generator
 
@@ -37,7 +37,17 @@ def load_images(config: DataConfig) -> LoadedData:
         DataError: it is missing, damaged, or smaller than the limits ask for.
         ConfigError: the cutout does not fit the images.
     """
-    info = DATASETS[config.dataset]
+    try:
+        return _load(config, DATASETS[config.dataset])
+    except OSError as error:
+        where = shown(error.filename or config.data_dir)
+        raise DataError(
+            f"{config.dataset} cannot be read: {where} ({error.strerror or reason_of(error)}); check --data-dir and "
+            "the permissions there"
+        ) from error
+
+
+def _load(config: DataConfig, info: DatasetInfo) -> LoadedData:
     if config.dataset == "image_folder":
         return load_folder(config, info)
     train, test = (_read_split(config, info, training) for training in (True, False))
@@ -61,7 +71,7 @@ def _read_split(config: DataConfig, info: DatasetInfo, training: bool) -> Images
 
 def _check_arrays(config: DataConfig, info: DatasetInfo, images: Any, labels: Any) -> None:
     assert info.shape is not None and info.classes is not None
-    dataset, place = config.dataset, Path(config.data_dir) / _LAYOUTS.get(config.dataset, _NO_FILES).folder
+    dataset, place = config.dataset, shown(Path(config.data_dir) / _LAYOUTS.get(config.dataset, _NO_FILES).folder)
     channels, rows, columns = info.shape
     found = tuple(images.shape)
     if found[1:] != (rows, columns, channels) or found[0] != len(labels) or found[0] == 0 or images.dtype != np.uint8:
@@ -106,22 +116,24 @@ def _read_torchvision(config: DataConfig, layout: _Layout, training: bool) -> Ar
         missing = [name for name in layout.files if not (place / name).is_file()]
         if config.download and missing:
             raise DataError(
-                f"{config.dataset} could not be downloaded to {place} ({reason_of(error)}); check the network and "
-                f"that the folder is writable, or point --data-dir at a copy in torchvision's layout"
+                f"{config.dataset} could not be downloaded to {shown(place)} ({reason_of(error)}); check the network "
+                "and that the folder is writable, or point --data-dir at a copy in torchvision's layout"
             ) from error
-        raise DataError(f"{config.dataset} in {place} is damaged ({reason_of(error)}); {_RENEW}") from error
+        if isinstance(error, PermissionError):
+            raise
+        raise DataError(f"{config.dataset} in {shown(place)} is damaged ({reason_of(error)}); {_RENEW}") from error
 
 
 def _check_files(dataset: str, place: Path, files: Sequence[str]) -> None:
     missing = [name for name in files if not (place / name).is_file()]
     packed = [f"{name}.gz" for name in missing if (place / f"{name}.gz").is_file()]
     if packed:
-        raise DataError(f"{dataset} in {place} is still packed ({', '.join(packed)}); gunzip these files")
+        raise DataError(f"{dataset} in {shown(place)} is still packed ({', '.join(packed)}); gunzip these files")
     if missing:
         what = "not found" if len(missing) == len(files) else f"not complete ({', '.join(missing)} missing)"
         raise DataError(
-            f"{dataset} is {what} in {place}; add --download to fetch it, or point --data-dir at the folder that "
-            "holds it in torchvision's layout"
+            f"{dataset} is {what} in {shown(place)}; add --download to fetch it, or point --data-dir at the folder "
+            "that holds it in torchvision's layout"
         )
 
 

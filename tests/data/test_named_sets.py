@@ -145,6 +145,30 @@ def test_files_that_are_still_packed_are_named(tmp_path: Path) -> None:
     assert "MNIST/raw is still packed (train-images-idx3-ubyte.gz, " in text and text.endswith("; gunzip these files")
 
 
+@pytest.mark.parametrize("name", ["image_folder", "mnist"])
+def test_folder_that_cannot_be_looked_into_is_named(name: str, tmp_path: Path) -> None:
+    place = tmp_path / ("n" * 300)
+    text = message(lambda: load_images(DataConfig(dataset=name, data_dir=str(place))))
+    assert text.startswith(f"{name} cannot be read: {place}/") and "(File name too long); check" in text
+
+
+def test_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist_like(tmp_path, "MNIST")
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", refuse)  # root may read everything
+    text = message(lambda: load_images(DataConfig(dataset="mnist", data_dir=str(tmp_path))))
+    assert text == f"mnist cannot be read: {file} (Permission denied); check --data-dir and the permissions there"
+
+
+def test_missing_set_in_a_folder_of_an_odd_name_is_told_on_one_line(tmp_path: Path) -> None:
+    text = message(lambda: load_images(DataConfig(dataset="mnist", data_dir=f"{tmp_path}/a\nb\x1b")))
+    assert f"mnist is not found in {tmp_path}/a\\nb\\x1b/MNIST/raw; " in text
+
+
 def test_wrong_checksum_is_damage(tmp_path: Path) -> None:
     write_cifar10(tmp_path)
     text = message(lambda: load_images(DataConfig(dataset="cifar10", data_dir=str(tmp_path))))
