@@ -76,14 +76,17 @@ def load_folder(config: DataConfig, info: DatasetInfo) -> LoadedData:
 
 def _load(config: DataConfig, info: DatasetInfo) -> LoadedData:
     found = find_images(Path(config.data_dir))
-    side = _side(config, found.train[0][0])
+    first = found.train[0][0]
+    side, notes = _side(config, first), found.notes
+    if side < _LARGEST_SIDE:
+        notes += (f"images are seen with {side}x{side} pixels, the short side of the first one, {shown(first)}",)
     stored = round(side * 8 / 7)  # 256 for 224, as usual for photographs
     train = _folder_split(config, True, found.train, stored)
     test = _folder_split(config, False, found.test, stored)
     augmentation = Augmentation(flip=info.flip, cutout=config.cutout, crop_to=side)
     small = (len(train.paths) + len(test.paths)) * stored**2 * 3 < _IN_MEMORY_BYTES
     stores: tuple[ImageStore, ImageStore] = (train.in_memory(), test.in_memory()) if small else (train, test)
-    return LoadedData(*stores, found.classes, info.mean, info.std, augmentation, found.notes)
+    return LoadedData(*stores, found.classes, info.mean, info.std, augmentation, notes)
 
 
 def _side(config: DataConfig, first: Path) -> int:

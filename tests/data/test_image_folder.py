@@ -72,6 +72,16 @@ def test_large_photographs_are_seen_at_224_pixels(folder: Path) -> None:
     assert loaded.augmentation.crop_to == 224 and loaded.train.shape == (256, 256, 3)
 
 
+def test_image_that_sets_the_size_of_all_is_told_unless_it_is_large(folder: Path) -> None:
+    first = folder / "train" / "blue" / "0.png"
+    assert (
+        f"images are seen with 28x28 pixels, the short side of the first one, {first}"
+        in load_images(folder_config(folder)).notes
+    )
+    Image.new("RGB", (500, 300)).save(first)
+    assert not [note for note in load_images(folder_config(folder)).notes if "pixels" in note]
+
+
 def test_cutout_larger_than_the_images_is_refused(folder: Path) -> None:
     assert "--cutout is 57" in message(lambda: load_images(folder_config(folder, cutout=57)), ConfigError)
 
