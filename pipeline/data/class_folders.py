@@ -19,9 +19,21 @@ from pipeline.errors import DataError
 __all__ = ["ClassFolders", "find_images"]
 
 _TEST_NAMES = ("test", "val", "validation", "valid")
-_LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx"})  # beside hidden files
+_LITTER = frozenset(
+    {
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx"),
+        *(".ipynb_checkpoints", ".git", ".svn", ".hg", ".dvc", ".cache", ".thumbnails", ".appledouble", ".fseventsd"),
+        *(".spotlight-v100", ".idea", ".vscode"),
+    }
+)
+_LITTER_BEGINS = ("._", ".#", ".trash")  # of copies from a Mac, of editors' locks, of what has been deleted
 # Surely images, so that to leave them out would change what is learned; a plugin may teach Pillow to read some.
-_UNREADABLE = frozenset({".heic", ".heif", ".hif", ".avif", ".jxl", ".svg", ".exr", ".dcm", ".dng", ".nef", ".cr2"})
+_UNREADABLE = frozenset(
+    {".heic", ".heif", ".hif", ".avif", ".jxl", ".svg", ".wmf", ".emf", ".exr", ".dcm", ".dng", ".nef", ".cr2"}
+)
+
+_HIDDEN = "hidden"  # stands for an ending
+_NAMED = 8  # classes in a message
 
 Labelled = list[tuple[Path, int]]
 _Identity = tuple[int, int]  # device and inode
@@ -76,12 +88,15 @@ def _test_folder(root: Path, classes: set[str]) -> tuple[Path, list[Path]]:
 
 def _agreed_classes(train: Path, names: set[str], test: Path, test_names: set[str]) -> list[str]:
     """Names of the classes, which both folders must have."""
-    for here, there, more in ((train, test, names - test_names), (test, train, test_names - names)):
-        if more:
-            raise DataError(
-                f"the classes of {shown(train)} and {shown(test)} differ: {', '.join(map(shown, sorted(more)))} only "
-                f"in {shown(here)}; add them to {shown(there)} or remove them"
+    sides = ((train, names - test_names), (test, test_names - names))
+    only = [f"{_some(more)} only in {shown(here)}" for here, more in sides if more]
+    if only:
+        remedy = "give both the same class folders"
+        if not names & test_names:
+            remedy += (
+                f"; if {shown(test)} has no labels, put images that have some into {shown(test.parent)}/val/<class>"
             )
+        raise DataError(f"the classes of {shown(train)} and {shown(test)} differ: {', '.join(only)}; {remedy}")
     if len(names) < 2:
         raise DataError(
             f"{shown(train)} has {len(names)} class folders ({', '.join(map(shown, names)) or 'none'}), but telling "
@@ -90,14 +105,19 @@ def _agreed_classes(train: Path, names: set[str], test: Path, test_names: set[st
     return sorted(names)
 
 
+def _some(names: set[str]) -> str:
+    first = ", ".join(map(shown, sorted(names)[:_NAMED]))
+    return first if len(names) <= _NAMED else f"{first} and {len(names) - _NAMED} more"
+
+
 def _folders_in(folder: Path) -> set[str]:
-    return {entry.name for entry in _entries(folder) if entry.is_dir()}
+    return {entry.name for entry in _entries(folder) if _is_folder(entry)}
 
 
 def _class_names(folder: Path) -> set[str]:
     """Names of the class folders. Raises DataError if images lie beside them."""
     known = picture_suffixes() | _UNREADABLE
-    loose = sorted(e.path for e in _entries(folder) if not e.is_dir() and Path(e.name).suffix.lower() in known)
+    loose = sorted(e.path for e in _entries(folder) if not e.is_dir() and _kind(e.name) in known)
     if loose:
         raise DataError(
             f"{shown(folder)} has images outside of class folders ({len(loose)}, such as {shown(loose[0])}); move "
@@ -109,17 +129,17 @@ def _class_names(folder: Path) -> set[str]:
 def _images_of(folder: Path, classes: Sequence[str], suffixes: frozenset[str]) -> tuple[Labelled, Counter[str]]:
     """Images of all classes with their labels, and the endings of all other files, counted."""
     found: Labelled = []
-    others = Counter(Path(entry.name).suffix.lower() for entry in _entries(folder) if not entry.is_dir())
+    others = Counter(_kind(entry.name) for entry in _entries(folder) if not _is_folder(entry))
     for label, name in enumerate(classes):
         images, kinds = [], Counter[str]()
         for path in _files(folder / name, frozenset({_identity(folder)})):
-            suffix = path.suffix.lower()
-            if suffix in suffixes:
+            kind = _kind(path.name)
+            if kind in suffixes:
                 images.append(path)
-            elif suffix in _UNREADABLE:
+            elif kind in _UNREADABLE:
                 raise DataError(f"{shown(path)} is of a kind that Pillow does not read; convert it to .png or .jpg")
             else:
-                kinds[suffix] += 1
+                kinds[kind] += 1
         if not images:
             raise DataError(
                 f"{shown(folder / name)} has no images ({kinds.total()} other files); put .png, .jpg, .bmp, .webp, "
@@ -131,12 +151,12 @@ def _images_of(folder: Path, classes: Sequence[str], suffixes: frozenset[str]) -
 
 
 def _files(folder: Path, above: frozenset[_Identity]) -> Iterator[Path]:
-    """All files of a folder and of those below it, through links too."""
+    """All files of a folder and of those below it, through links too, and folders that are hidden."""
     here = _identity(folder)
     if here in above:
         raise DataError(f"{shown(folder)} leads back to a folder that it lies in; remove the link")
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _files(Path(entry.path), above | {here})
         else:
             yield Path(entry.path)
@@ -147,11 +167,28 @@ def _identity(folder: Path) -> _Identity:
     return status.st_dev, status.st_ino
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one whose content counts."""
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _kind(name: str) -> str:
+    return _HIDDEN if name.startswith(".") else Path(name).suffix.lower()
+
+
+def _matters(entry: os.DirEntry[str]) -> bool:
+    """Whether it is to be read, or told of; what is hidden only where it may be an image or a class."""
+    name = entry.name.lower()
+    if name in _LITTER or name.startswith(_LITTER_BEGINS):
+        return False
+    return not name.startswith(".") or entry.is_dir() or (entry.is_file() and Path(name).suffix in picture_suffixes())
+
+
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """Files and folders in a folder. Raises DataError if it cannot be listed, or holds anything that is neither."""
     try:
         with os.scandir(folder) as listed:
-            entries = [e for e in listed if not e.name.startswith(".") and e.name.lower() not in _LITTER]
+            entries = [entry for entry in listed if _matters(entry)]
         odd = next((entry for entry in entries if not entry.is_file() and not entry.is_dir()), None)
     except OSError as error:
         where = shown(error.filename or folder)  # a link in a circle, or the folder itself

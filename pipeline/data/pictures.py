@@ -21,6 +21,7 @@ __all__ = ["opened", "picture_suffixes", "pixels", "to_rgb"]
 
 Array = np.ndarray[Any, Any]
 
+_BY_SIGHT = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF"})  # which Pillow opens, but cannot read
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF's tags
 _SMALLEST_IS_WHITE = 0  # a value of the latter
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -38,7 +39,8 @@ _TURNS = {  # its values, to names in PIL.Image.Transpose
 def picture_suffixes() -> frozenset[str]:
     """Endings, in small letters, of the files that Pillow reads."""
     pil = import_reader("PIL.Image", "image_folder")
-    return frozenset(suffix for suffix, kind in pil.registered_extensions().items() if kind in pil.OPEN)
+    kinds = pil.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in kinds if kind in pil.OPEN and kind not in _BY_SIGHT) | {".mpo"}
 
 
 @contextlib.contextmanager

@@ -44,7 +44,9 @@ def test_classes_are_numbered_by_their_names_and_files_ordered_by_theirs(root: P
     assert find_images(root).classes == 2 and find_images(root).notes == ()
 
 
-@pytest.mark.parametrize("kind", ["bmp", "webp", "gif", "tif", "TIFF", "ppm", "pgm", "jp2", "avif", "ico", "jfif"])
+@pytest.mark.parametrize(
+    "kind", ["bmp", "webp", "gif", "tif", "TIFF", "ppm", "pgm", "jp2", "avif", "ico", "jfif", "mpo"]
+)
 def test_all_kinds_of_pictures_that_pillow_reads_count(root: Path, kind: str) -> None:
     put(root, f"train/dog/2.{kind}")
     assert (f"dog/2.{kind}", 1) in trained(root)
@@ -76,6 +78,20 @@ def test_hidden_files_and_known_litter_are_passed_over(root: Path) -> None:
     assert len(trained(root)) == 2 and find_images(root).notes == ()
 
 
+@pytest.mark.parametrize("hidden", ["train/.owl/1.png", "train/dog/.more/1.png", "train/dog/.2.PNG", "train/.2.png"])
+def test_what_is_hidden_but_may_be_an_image_or_a_class_is_told(root: Path, hidden: str) -> None:
+    put(root, hidden, "train/dog/.2.txt", "train/.keep", "train/.Trash-1000/1.png")
+    (root / "train" / "cat" / ".#1.png").symlink_to("somebody@somewhere.1")  # an editor's lock
+    assert len(trained(root)) == 2
+    assert find_images(root).notes == (f"{root}/train holds files that are not read as images: 1 hidden",)
+
+
+@pytest.mark.parametrize("kind", ["h5", "hdf", "grib", "mpg"])
+def test_what_pillow_knows_by_sight_only_is_another_file(root: Path, kind: str) -> None:
+    put(root, f"train/features.{kind}", f"train/dog/x.{kind}")
+    assert find_images(root).notes == (f"{root}/train holds files that are not read as images: 2 .{kind}",)
+
+
 def test_other_files_are_counted_in_a_note(root: Path) -> None:
     put(root, "train/dog/README.txt", "train/cat/a.txt", "train/labels.csv", "train/cat/LICENSE", "test/cat/a.json")
     assert find_images(root).notes == (
@@ -84,7 +100,7 @@ def test_other_files_are_counted_in_a_note(root: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["heic", "SVG", "dcm"])
+@pytest.mark.parametrize("kind", ["heic", "SVG", "dcm", "emf"])
 @pytest.mark.parametrize("place", ["train/dog", "test"])
 def test_images_that_pillow_does_not_read_are_refused(root: Path, kind: str, place: str) -> None:
     put(root, f"{place}/x.{kind}")
@@ -105,6 +121,22 @@ def test_class_without_images_is_named(root: Path, split: str, others: int) -> N
 def test_images_outside_of_class_folders_are_named(root: Path, split: str) -> None:
     put(root, f"{split}/2.png", f"{split}/1.webp", f"{split}/notes.txt")
     assert f"{root}/{split} has images outside of class folders (2, such as {root}/{split}/1.webp)" in told(root)
+
+
+def test_classes_that_differ_are_named_on_both_sides(root: Path) -> None:
+    (root / "test" / "cat").rename(root / "test" / "Cat")
+    assert told(root) == (
+        f"the classes of {root}/train and {root}/test differ: cat only in {root}/train, Cat only in {root}/test; give "
+        "both the same class folders"
+    )
+
+
+def test_test_folder_without_any_known_class_is_taken_for_one_without_labels(root: Path) -> None:
+    (root / "test").rename(root / "unknown")
+    put(root, "test/images/1.png", *(f"train/{i:02}/1.png" for i in range(50)))
+    text = told(root)
+    assert f"00, 01, 02, 03, 04, 05, 06, 07 and 44 more only in {root}/train, images only in {root}/test; " in text
+    assert text.endswith(f"; if {root}/test has no labels, put images that have some into {root}/val/<class>")
 
 
 def test_images_without_any_class_folder_are_told_as_such(tmp_path: Path) -> None:
