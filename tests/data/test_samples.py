@@ -203,6 +203,21 @@ def test_labels_that_are_no_classes_are_told_with_the_remedy(labels: Tensor) -> 
     assert "argmax" in text
 
 
+def labels_without_values() -> list[Tensor]:
+    labels = torch.tensor([0, 2, 1])
+    return [labels.to_sparse(), labels.to("meta"), nested().long()]
+
+
+@pytest.mark.parametrize("labels", labels_without_values(), ids=["sparse", "meta", "nested"])
+def test_labels_in_a_tensor_that_is_not_dense_are_told(labels: Tensor) -> None:
+    text = message(lambda: to_labels(labels, "train_data"))
+    assert text.startswith("labels of train_data are a tensor that is ") and text.endswith(
+        "; give a dense one with values"
+    )
+    text = message(lambda: to_label(labels, "it"))
+    assert text.startswith("it has a label whose tensor is ") and text.endswith("; give a dense one with values")
+
+
 def test_labels_that_are_no_numbers_of_classes_are_told() -> None:
     check_classes(1_000_000, 5, "train_data")
     check_classes(3_000_000, 4_000_000, "train_data")
