@@ -24,7 +24,16 @@ from pipeline.data.images import reason_of, shown
 from pipeline.data.pictures import pixels
 from pipeline.errors import DataError
 
-__all__ = ["check_classes", "check_finite", "check_image", "to_float", "to_image", "to_label", "to_labels"]
+__all__ = [
+    "check_classes",
+    "check_dense",
+    "check_finite",
+    "check_image",
+    "to_float",
+    "to_image",
+    "to_label",
+    "to_labels",
+]
 
 _MOST_CLASSES = 1_000_000  # unless there are as many samples: an output layer of 1024 inputs then has 4 GB
 
@@ -82,7 +91,7 @@ def _dimensions(image: Any) -> str:
 
 def check_image(image: Tensor, where: str) -> None:
     """Raise DataError if a sample's image is no dense tensor of numbers that a network takes."""
-    _check_dense(image, f"{where} holds an image whose tensor is")
+    check_dense(image, f"{where} holds an image whose tensor is")
     what = f"{where} holds an image of {_kind(image)} and shape {list(image.shape)}"
     if image.ndim == 0 or image.numel() == 0:
         raise DataError(f"{what}; give at least one dimension and one value")
@@ -93,7 +102,7 @@ def check_image(image: Tensor, where: str) -> None:
         )
 
 
-def _check_dense(tensor: Tensor, what: str) -> None:
+def check_dense(tensor: Tensor, what: str) -> None:
     """Raise DataError that begins with `what` for a tensor whose values do not simply lie in memory."""
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
         kind = "nested" if tensor.is_nested else "on the meta device" if tensor.is_meta else tensor.layout
@@ -118,7 +127,7 @@ def check_finite(images: Tensor, indices: Tensor, name: str) -> None:
 def to_label(label: Any, where: str) -> int:
     """The class. Raises DataError that begins with `where` unless it is one integer, counted from 0."""
     if isinstance(label, Tensor):
-        _check_dense(label, f"{where} has a label whose tensor is")
+        check_dense(label, f"{where} has a label whose tensor is")
     if isinstance(label, Tensor | np.ndarray):
         if (label.numel() if isinstance(label, Tensor) else label.size) != 1:
             raise DataError(f"{where} has a label of shape {list(label.shape)}; give one integer, {_CLASS}")
@@ -135,7 +144,7 @@ _CLASS = "the class counted from 0 (of one-hot labels their argmax)"
 
 def to_labels(labels: Tensor, name: str) -> Tensor:
     """int64 [N] on the CPU, of labels of any integer type, [N] or [N, 1]. Raises DataError as `to_label`."""
-    _check_dense(labels, f"labels of {name} are a tensor that is")
+    check_dense(labels, f"labels of {name} are a tensor that is")
     integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not integers or labels.numel() != len(labels):
         raise DataError(

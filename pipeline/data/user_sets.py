@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from pipeline.data.images import reason_of
 from pipeline.data.samples import (
     check_classes,
+    check_dense,
     check_finite,
     check_image,
     to_float,
@@ -37,6 +38,7 @@ class _TensorSplit:
         images = images.detach()
         self._images, self._labels, self._device = images, to_labels(labels, name), device
         self.classes = int(self._labels.max()) + 1
+        check_dense(images, f"{name} holds an image whose tensor is")
         check_image(images[0], name)
         if images.is_floating_point():
             for part in torch.arange(len(images)).split(max(1, _CHECKED_VALUES // images[0].numel())):
@@ -115,7 +117,10 @@ class _DatasetSplit:
             raise DataError(f"{where} raised {reason_of(error)}; mend the data set") from error
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             size = f" of {len(sample)}" if isinstance(sample, tuple | list) else ""
-            raise DataError(f"{where} is a {type(sample).__name__}{size}; give a pair (image, label)")
+            how = (
+                " for each sample, as list(zip(images, labels)) is" if isinstance(sample, Tensor | np.ndarray) else ""
+            )
+            raise DataError(f"{where} is a {type(sample).__name__}{size}; give a pair (image, label){how}")
         return to_image(sample[0], where), to_label(sample[1], where)
 
     def _labels(self) -> list[int]:
@@ -137,6 +142,11 @@ class _DatasetSplit:
 def library_split(
     dataset: Any, name: str, device: torch.device, key: tuple[int | str, ...]
 ) -> _TensorSplit | _DatasetSplit:
+    if isinstance(dataset, DataLoader):
+        raise DataError(
+            f"{name} is a {type(dataset).__name__}, whose batches the run makes by itself; give what it loads, its "
+            "`dataset`"
+        )
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
             f"{name} is a {type(dataset).__name__}, which has no length and index; give a map-style data set"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from pipeline import StageFailure, TrainConfig, blocks_from, train
 from pipeline.data import user_sets
@@ -151,6 +152,12 @@ class Stream(IterableDataset[Any]):
         return iter([])
 
 
+def ragged() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype, says torch
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+
 class Unmeasured(Dataset[Any]):
     def __len__(self) -> int:
         raise TypeError("no\nlength")
@@ -163,6 +170,22 @@ GOOD, PLAIN = (torch.zeros(2), 0), (torch.zeros(3, 2, 2), 0)
     ("data", "words"),
     [
         (Stream(), "train_data is a Stream, which has no length and index"),
+        (
+            DataLoader(TensorDataset(torch.zeros(4, 2), torch.zeros(4))),
+            "train_data is a DataLoader, whose batches the run makes by itself; give what it loads, its `dataset`",
+        ),
+        (
+            (torch.zeros(4, 2), torch.arange(4)),
+            "train_data[0] is a Tensor; give a pair (image, label) for each sample, as list(zip(images, labels)) is",
+        ),
+        (
+            (np.zeros((4, 2)), [0, 1, 2, 3]),
+            "train_data[0] is a ndarray; give a pair (image, label) for each sample, as",
+        ),
+        (
+            TensorDataset(ragged(), torch.tensor([0, 1])),
+            "train_data holds an image whose tensor is nested; give a dense",
+        ),
         ([], "train_data is empty"),
         ([GOOD], "1 training and 4 test samples"),
         ([torch.zeros(2), torch.zeros(2)], "train_data[0] is a Tensor; give a pair"),
