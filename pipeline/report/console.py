@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from typing import IO, Any, cast
@@ -17,7 +18,8 @@ def standard_console() -> Console:
     if getattr(stream, "closed", False):
         stream = None
     elif stream is None or hasattr(stream, "flush"):
-        return Console(force_jupyter=False)  # which follows sys.stdout when it is replaced
+        with contextlib.suppress(Exception):  # of what cannot say whether it is a terminal
+            return Console(force_jupyter=False)  # which follows sys.stdout when it is replaced
     return Console(file=cast(IO[str], _Writer(stream)), force_jupyter=False)
 
 
@@ -25,12 +27,12 @@ def is_terminal() -> bool:
     """Whether standard output is one: not where it is closed, or cannot say."""
     try:
         return bool(cast(Any, sys.stdout).isatty())
-    except (AttributeError, ValueError):
+    except Exception:
         return False
 
 
 class _Writer(io.TextIOBase):
-    """What a stream that can only `write` lacks; without a stream what is written is lost."""
+    """What a stream lacks that can do no more than `write`; without a stream what is written is lost."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__()
