@@ -34,6 +34,7 @@ _HOSTS = Topic("host", str)
 _DEVICES = Topic("device", list)
 _LEFT = Topic("left", list)
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _LIMIT_S = 30.0  # for the others to come, at least
 
 
@@ -140,14 +141,15 @@ def connect(config: TrainConfig, hears: Callable[[PipelineError], None] = lambda
 def reproducible(config: TrainConfig, threads: int, device: torch.device) -> Iterator[None]:
     """Give a run torch's own settings and `config`'s, and the caller's back afterwards, however it ends.
 
-    Threads, deterministic algorithms, cuDNN's choice, the current GPU, random numbers, and all of `plain_settings`.
-    The caller's choice of TF32 counts. Only the allocator's setting stays: it changes no result, and cannot be read
-    back.
+    Threads, deterministic algorithms and what cuBLAS needs for them, cuDNN's choice, the current GPU, random numbers,
+    and all of `plain_settings`. The caller's choice of TF32 counts. Only the allocator's setting stays: it changes no
+    result, and cannot be read back.
     """
     keep_freed_memory()
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with ExitStack() as stack:
+        if config.deterministic and _CUBLAS not in os.environ:  # without it torch refuses cuBLAS
+            os.environ[_CUBLAS] = ":4096:8"
+            stack.callback(os.environ.pop, _CUBLAS, None)
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
