@@ -11,9 +11,18 @@ from rich.console import Console
 
 __all__ = ["is_terminal", "standard_console"]
 
+_USUAL_WIDTH = 80
+
 
 def standard_console() -> Console:
     """Plain text also in a notebook; on nothing at all where there is no standard output."""
+    console = _on_standard_output()
+    if console.width < 1:  # as COLUMNS=0 says: nothing would be written
+        console.width = _USUAL_WIDTH
+    return console
+
+
+def _on_standard_output() -> Console:
     stream = cast(Any, sys.stdout)
     if getattr(stream, "closed", False):
         stream = None

@@ -57,3 +57,12 @@ def test_what_replaces_standard_output_later_is_followed(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdout", later)
     console.print("seen")
     assert later.getvalue() == "seen\n"
+
+
+@pytest.mark.parametrize("columns", ["0", "-1", "x"])
+def test_a_width_that_cannot_be_hides_nothing(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    stream = StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    show(create_display(quiet=False), made_up())
+    assert "stages busy" in stream.getvalue()
