@@ -13,12 +13,14 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from pipeline.config.environment import Environment
+from pipeline.config.fields import several
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.attempts import Attempts
 from pipeline.runtime.cores import seat
 from pipeline.runtime.devices import device_named
+from pipeline.runtime.forked import check_threads
 from pipeline.runtime.meeting import place, shared_store
 from pipeline.runtime.siblings import describe, stopped
 from pipeline.settings import plain_settings
@@ -120,9 +122,12 @@ def connect(config: TrainConfig, hears: Callable[[PipelineError], None] = lambda
     """Meet the other processes of this run; in one process there is nobody to meet. For `hears` see `World`.
 
     Raises:
-        ConfigError: variables that are not those of one run, or a network interface that is not there.
+        ConfigError: variables that are not those of one run, a network interface that is not there, or a fork that
+            cannot compute with several threads.
         StageFailure: the others cannot be reached, or do not come.
     """
+    if max(several(config.threads or seat().count)) > 1:
+        check_threads()
     where = place()
     if where.world_size == 1:
         # What an earlier attempt has begun is known to torchrun's store alone.
