@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pipeline.config.method import Method
 from pipeline.config.paths import absolute, check_working_folder, expanded
 from pipeline.config.resume import AUTO
 from pipeline.config.schema import RunConfig, TrainConfig
@@ -138,7 +139,7 @@ def train(
         StageFailure: a stage failed under way; raised in every process.
     """
     config = TrainConfig() if config is None else config
-    if not isinstance(config, TrainConfig):
+    if not isinstance(config, Method):  # a TrainConfig of a module that was loaded anew is another class
         raise ConfigError(f"config is {shown(config)}; give a pipeline.TrainConfig, such as TrainConfig(epochs=10)")
     network = given_network(blocks)
     given = tuple(spec.given for spec in network if spec.given is not None)

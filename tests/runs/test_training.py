@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import pipeline
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.toml import read_toml
 from pipeline.learning.profile import count_costs
 from pipeline.runtime import agreement
@@ -280,6 +282,17 @@ def test_a_working_folder_that_has_been_removed_is_told(tmp_path: Path, monkeypa
     train, test = toy()
     with pytest.raises(pipeline.ConfigError, match="the working folder has been removed; change to one that is there"):
         pipeline.train(pipeline.blocks_from(network()), train, test)
+
+
+def test_a_configuration_of_a_module_that_was_loaded_anew_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a notebook does it; the class is another one then."""
+    name = "pipeline.config.schema"
+    monkeypatch.setattr(name, sys.modules[name])  # which puts it back in the end, as does
+    monkeypatch.delitem(sys.modules, name)
+    train, test = toy()
+    config = importlib.import_module(name).TrainConfig(loss="pred", epochs=1, batch_size=50)
+    assert type(config) is not TrainConfig
+    pipeline.train(pipeline.blocks_from(network()), train, test, config)
 
 
 def images(samples: int = 24) -> TensorDataset:
