@@ -21,7 +21,7 @@ from pipeline.network.zoo import named_network
 from pipeline.runtime.checkpoint import digest
 from pipeline.runtime.weights_file import Weights, read_weights
 from pipeline.settings import plain_settings
-from pipeline.text import brief
+from pipeline.text import brief, printable
 
 __all__ = ["load_model"]
 
@@ -52,6 +52,8 @@ def load_model(
         ConfigError: the network was a user's own and `blocks` is missing.
     """
     path = Path(expanded("run_folder", run_folder))
+    if path.is_file():
+        raise DataError(f"run_folder is {printable(str(path))}, a file; give the folder of a run that has ended")
     weights = read_weights(path / "model.safetensors")
     if blocks is None and weights.known.get("model", CUSTOM) == CUSTOM:
         raise ConfigError(f"the network of {path} was your own; pass it as `blocks`")

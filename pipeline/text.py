@@ -68,6 +68,8 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
     except (RecursionError, MemoryError):
         return "nested too deeply"
+    except Exception:  # whatever the user's own code raises
+        return f"a {type(value).__name__}"
 
 
 def one_line(text: str, encoding: str = "utf-8") -> str:

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pipeline.config.paths import expanded
+from pipeline.config.method import Method
+from pipeline.config.paths import absolute, check_working_folder, expanded
 from pipeline.config.resume import AUTO
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
-from pipeline.errors import Interrupted
+from pipeline.errors import ConfigError, Interrupted
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.stage import build_stage
 from pipeline.network.blocks import Block
+from pipeline.network.borrowing import borrowed
 from pipeline.network.sequential import CUSTOM, given_network
 from pipeline.network.zoo import named_network
 from pipeline.report.collector import Collector
@@ -46,6 +48,7 @@ from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
 from pipeline.runtime.world import World, connect, reproducible
 from pipeline.spans import Recorder
+from pipeline.text import shown
 from pipeline.transport.topics import Topic
 
 __all__ = ["Options", "TrainResult", "run", "train"]
@@ -135,7 +138,9 @@ def train(
         DataError: data that does not fit.
         StageFailure: a stage failed under way; raised in every process.
     """
-    config = config or TrainConfig()
+    config = TrainConfig() if config is None else config
+    if not isinstance(config, Method):  # a TrainConfig of a module that was loaded anew is another class
+        raise ConfigError(f"config is {shown(config)}; give a pipeline.TrainConfig, such as TrainConfig(epochs=10)")
     network = given_network(blocks)
     given = tuple(spec.given for spec in network if spec.given is not None)
     job = _Job(
@@ -149,13 +154,15 @@ def train(
         effective=lambda effective: effective,
         given=given,
     )
-    source = _path("--resume", resume)
+    source = _path("--resume", resume, AUTO)
     target = _path("--output", output) or (source if source != AUTO else None)
     return _execute(job, Options(target, overwrite, _path("--trace", trace), source, show=show))
 
 
-def _path(name: str, given: str | os.PathLike[str] | None) -> str | None:
-    return None if given is None else expanded(name, given)
+def _path(name: str, given: str | os.PathLike[str] | None, word: str | None = None) -> str | None:
+    """From the root on, as a user's data set may change the working folder; `word` is none."""
+    found = None if given is None else expanded(name, given)
+    return found if found in (None, word) else absolute(name, found)
 
 
 def run(config: RunConfig, options: Options, network: NetworkFactory | None = None) -> TrainResult:
@@ -186,8 +193,9 @@ def _execute(job: _Job, options: Options) -> TrainResult:
         shown = options.show and world.rank == 0
         display = Sheltered(lambda: create_display(options.quiet)) if shown else Unseen()
         with failures_told(world.control), contextlib.closing(display):
+            world.control.together("working folder", check_working_folder)
             device = world.control.together("device choice", lambda: world.choose_device(job.config.device))
-            with reproducible(job.config, world.threads, device):
+            with reproducible(job.config, world.threads, device), borrowed(job.given):
                 return _carry_out(job, options, world, device, display)
 
 

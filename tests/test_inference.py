@@ -243,6 +243,12 @@ def test_a_method_that_cannot_be_is_told(
     assert told in found and len(found) < 700
 
 
+def test_a_file_of_a_run_in_place_of_its_folder_is_told(finished: Path) -> None:
+    file = finished / "model.safetensors"
+    told = message(lambda: pipeline.load_model(file))
+    assert told == f"run_folder is {file}, a file; give the folder of a run that has ended"
+
+
 def test_types_say_what_comes(finished: Path) -> None:
     plain: nn.Sequential = pipeline.load_model(finished)
     early: EarlyExits = pipeline.load_model(finished, exits=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -96,6 +97,9 @@ def test_a_wing_imports_only_wings_below_it(module: str) -> None:
 
 def test_public_names_are_there() -> None:
     assert all(getattr(pipeline, name) is not None for name in pipeline.__all__)
+    assert set(pipeline.__all__) <= set(dir(pipeline)), "where completion looks for them"
+    manual = pydoc.plain(pydoc.render_doc(pipeline))
+    assert all(re.search(rf"^    (class )?{name}\(", manual, re.MULTILINE) for name in pipeline.__all__)
 
 
 @pytest.mark.runs

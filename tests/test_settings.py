@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -108,6 +109,20 @@ def test_a_network_is_built_the_same_whatever_the_settings(name: str, tmp_path: 
     for ours, theirs in zip(nn.Sequential(*made).parameters(), nn.Sequential(*plain).parameters(), strict=True):
         assert ours.dtype == torch.float32 and not ours.is_inference() and ours.requires_grad
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("given", [None, ":16:8"])
+def test_a_deterministic_run_leaves_the_environment_as_it_was(
+    given: str | None, data: TensorDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+    before = dict(os.environ)
+    blocks = pipeline.blocks_from(nn.Sequential(nn.Linear(6, 3)))
+    config = pipeline.TrainConfig(epochs=1, batch_size=8, threads=1, loss="pred", deterministic=True)
+    pipeline.train(blocks, data, data, config)
+    assert dict(os.environ) == before
 
 
 def test_settings_come_back_after_an_error() -> None:

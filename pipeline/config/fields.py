@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
-from pipeline.config.plain import plain_number, plain_switch, plain_text
+from pipeline.config.plain import plain_number, plain_numbers, plain_switch, plain_text
 from pipeline.errors import ConfigError
 from pipeline.text import shown
 
@@ -140,9 +140,6 @@ def _plain(kind: str, value: Any) -> Any:
         one = plain_number(value, whole=True)
         if isinstance(one, int):
             return one if kind.endswith("int") else (one,)
-        try:
-            return tuple(plain_number(each, whole=True) for each in ([value] if isinstance(value, str) else value))
-        except TypeError:  # neither a number nor a sequence
-            return (value,)
+        return plain_numbers(value)
     read = {"bool": plain_switch, "str": plain_text}.get(kind)
     return read(value) if read else plain_number(value, whole=kind == "int")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pipeline.errors import ConfigError
 
-__all__ = ["expanded"]
+__all__ = ["absolute", "check_working_folder", "expanded"]
 
 
 def expanded(name: str, given: str | os.PathLike[str]) -> str:
@@ -27,3 +28,19 @@ def expanded(name: str, given: str | os.PathLike[str]) -> str:
             "of that name"
         )
     return found
+
+
+def absolute(name: str, given: str | os.PathLike[str]) -> str:
+    """Likewise, from the root on: where it leads does not change with the working folder. Raises as both others."""
+    path = Path(expanded(name, given))
+    if not path.is_absolute():
+        check_working_folder()
+    return str(path.absolute())
+
+
+def check_working_folder() -> None:
+    """Raise ConfigError where it has been removed: torch looks for it as soon as it trains."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working folder has been removed; change to one that is there") from None

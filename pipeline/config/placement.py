@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config.fields import Bounds, are_counts, check_fields, joined, option, several
 from pipeline.errors import ConfigError
-from pipeline.text import brief
+from pipeline.text import brief, shown
 
 __all__ = ["Placement"]
 
@@ -69,8 +69,9 @@ class Placement:
     def __post_init__(self) -> None:
         check_fields(self, Placement)
         name, _, number = self.device.partition(":")
-        if self.device not in ("auto", "cpu", "cuda") and not (name == "cuda" and number.isdecimal()):
-            raise ConfigError(f"--device is {self.device!r}; choose auto, cpu, cuda or cuda:N")
+        numbered = name == "cuda" and number.isascii() and number.isdecimal() and len(number) < 10
+        if self.device not in ("auto", "cpu", "cuda") and not numbered:
+            raise ConfigError(f"--device is {shown(self.device)}; choose auto, cpu, cuda or cuda:N")
         self._check_threads()
         if self.split is None:
             return

@@ -1,36 +1,51 @@
-"""What a program may give instead of a plain value: numpy's and torch's scalars, paths, devices.
+"""What a program may give instead of a plain value: numpy's and torch's scalars and arrays, paths, devices.
 
-Neither numpy nor torch is imported: their values are known by what they can do.
+Neither numpy nor torch is imported: their values are known by what they can do, which may also be to raise anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
+from collections.abc import Mapping, Set
+from itertools import islice
 from typing import Any
 
-__all__ = ["plain_number", "plain_switch", "plain_text"]
+__all__ = ["plain_number", "plain_numbers", "plain_switch", "plain_text"]
+
+_MOST = 10_000  # numbers of a sequence: a generator may have no end
 
 
 def plain_number(value: Any, *, whole: bool) -> Any:
     """An int or a float, where `value` stands for one number; else as it is. Truth values are not numbers."""
     if isinstance(value, str) or _is_switch(value) or _kind(value).startswith("complex") or _is_array(value):
         return value
-    try:
+    with contextlib.suppress(Exception):
         return int(operator.index(value))
-    except TypeError:
-        pass
-    if whole or not hasattr(value, "__float__"):
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return value
+    if not whole and hasattr(value, "__float__"):
+        with contextlib.suppress(Exception):
+            return float(value)
+    return value
+
+
+def plain_numbers(value: Any) -> tuple[Any, ...]:
+    """The whole numbers of a sequence, as `plain_number` gives them; what has no order, or no end, alone."""
+    if isinstance(value, str | bytes | bytearray | memoryview | Mapping | Set):
+        return (value,)
+    with contextlib.suppress(Exception):
+        numbers = tuple(plain_number(each, whole=True) for each in islice(value, _MOST + 1))
+        if len(numbers) <= _MOST:
+            return numbers
+    return (value,)
 
 
 def plain_switch(value: Any) -> Any:
     """A bool, where `value` is a truth value; else as it is: numbers and words are none."""
-    return bool(value) if _is_switch(value) and not _is_array(value) else value
+    if _is_switch(value) and not _is_array(value):
+        with contextlib.suppress(Exception):
+            return bool(value)
+    return value
 
 
 def plain_text(value: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -17,6 +18,7 @@ from pipeline.network.kinds import is_layer, is_plain_sequential, is_tail, of_to
 from pipeline.network.shadowing import check_names
 from pipeline.network.sharing import check_separate, unexpand
 from pipeline.network.spec import BlockSpec, Network
+from pipeline.text import shown
 
 __all__ = ["CUSTOM", "blocks_from", "given_network"]
 
@@ -145,6 +147,7 @@ def _names(pieces: Sequence[Piece]) -> list[str]:
 
 def given_network(blocks: Sequence[nn.Module]) -> Network:
     """Describe blocks that the user built; a plain module becomes a block whose local loss sees its output."""
+    blocks = _listed(blocks)
     if not blocks:
         raise ConfigError("the network has no blocks; pass at least one, the output layer")
     for block in blocks:
@@ -156,10 +159,26 @@ def given_network(blocks: Sequence[nn.Module]) -> Network:
         unexpand(block)
         if not any(parameter.requires_grad for parameter in block.parameters()):
             raise ConfigError(
-                f"block {index} has no parameter that learns; join it to its neighbour, or set requires_grad"
+                f"block {index} has no parameter that learns; join it to its neighbour, as pipeline.blocks_from does, "
+                "or set requires_grad"
             )
     _check_first(wrapped[0])
     return tuple(_given(block, index) for index, block in enumerate(wrapped))
+
+
+def _listed(blocks: object) -> list[nn.Module]:
+    """The modules given as blocks. Raises ConfigError for a network that is not cut yet, and for what is no list."""
+    remedy = "give pipeline.blocks_from(network), or a list of modules"
+    listing = isinstance(blocks, Iterable) and not isinstance(blocks, str | Mapping | Set)
+    if isinstance(blocks, nn.Module):
+        listing = is_plain_sequential(blocks) or isinstance(blocks, nn.ModuleList)
+    if not listing:
+        raise ConfigError(f"blocks is {shown(blocks)}; {remedy}")
+    listed = list(cast(Iterable[Any], blocks))
+    for index, block in enumerate(listed):
+        if not isinstance(block, nn.Module):
+            raise ConfigError(f"block {index} is {shown(block)}, which is no nn.Module; {remedy}")
+    return listed
 
 
 def _check_first(block: Block) -> None:

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from pipeline.config.catalog import (
     FASTNET,
@@ -21,14 +22,20 @@ from pipeline.config.catalog import (
     check_fits,
     stem_stride,
 )
+from pipeline.config.fields import are_counts
 from pipeline.config.method import Method
 from pipeline.config.model import ModelConfig
+from pipeline.config.plain import plain_number, plain_numbers
+from pipeline.errors import ConfigError
 from pipeline.network.blocks import Block, ConvBlock, LinearBlock, OutputBlock
 from pipeline.network.fastnet import FastBlock, FastOutput, WhiteningBlock
 from pipeline.network.residual import EXPANSION, ResidualBlock, WideBlock
 from pipeline.network.spec import BlockSpec, Network, build_block
+from pipeline.text import shown
 
 __all__ = ["create_model", "named_network"]
+
+_LARGEST = 1_000_000  # side of an image, or number of classes: more take too much memory
 
 
 def named_network(config: ModelConfig, shape: tuple[int, ...], classes: int, loss: str) -> Network:
@@ -155,5 +162,24 @@ def create_model(
         nonlinearity=nonlinearity,
         dropout=dropout,
     )
-    network = named_network(config, input_shape, classes, Method(loss=loss).loss)  # which checks the name
-    return [build_block(spec, seed, index) for index, spec in enumerate(network)]
+    method = Method(loss=loss, seed=seed)
+    network = named_network(config, _image_shape(name, input_shape), _class_count(classes), method.loss)
+    return [build_block(spec, method.seed, index) for index, spec in enumerate(network)]
+
+
+def _image_shape(model: str, given: Any) -> tuple[int, ...]:
+    """Raises ConfigError for what is no shape of an image; an mlp takes any, since it flattens what it is given."""
+    shape = plain_numbers(given)
+    if not are_counts(shape, _LARGEST) or (model != "mlp" and len(shape) != 3):
+        raise ConfigError(
+            f"input_shape is {shown(given)}; give (channels, height, width) of an image, whole numbers of at least 1, "
+            "such as (3, 32, 32)"
+        )
+    return shape
+
+
+def _class_count(given: Any) -> int:
+    classes = plain_number(given, whole=True)
+    if not are_counts((classes,), _LARGEST):
+        raise ConfigError(f"classes is {shown(given)}; give a whole number at least 1 and at most {_LARGEST}")
+    return int(classes)

@@ -154,9 +154,12 @@ class LiveDisplay(Display):
     def finish(self, summary: Summary, folder: str | None, names: Sequence[str]) -> None:
         self.close()
         scores = render.score_table(summary, self._last, [printable(name) for name in names])
-        for view in (scores, render.stage_summary(summary), render.closing_grid(summary, folder)):
+        for view in (scores, render.stage_summary(summary)):
             self._console.print()
             self._console.print(view)
+        self._console.print()
+        for line in render.closing_lines(summary, folder):
+            self._console.print(line, soft_wrap=True)
 
     def close(self) -> None:
         with self._lock:

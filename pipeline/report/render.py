@@ -23,7 +23,7 @@ __all__ = [
     "HEADINGS",
     "MARK",
     "closing",
-    "closing_grid",
+    "closing_lines",
     "count",
     "epoch_line",
     "epoch_text",
@@ -239,12 +239,15 @@ def closing(summary: Summary, folder: str | None) -> list[tuple[str, str]]:
     return [*lines, ("run folder", folder), ("weights", call)]
 
 
-def closing_grid(summary: Summary, folder: str | None) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for label, text in closing(summary, folder):
-        style = "bold" if label == "test error" else ""
-        grid.add_row(Text(label, style="dim"), Text(printable(text), style=style, overflow="fold"))
-    return grid
+def closing_lines(summary: Summary, folder: str | None) -> list[Text]:
+    """Likewise, aligned; a line is to be printed whole, however long, as the last one is there to be copied."""
+    pairs = closing(summary, folder)
+    widest = max(len(label) for label, _ in pairs)
+    styles = {"test error": "bold"}
+    return [
+        Text.assemble((f"{label:{widest}}  ", "dim"), (printable(text), styles.get(label, "")))
+        for label, text in pairs
+    ]
 
 
 def _table(*columns: Column | str, gap: int = 2, title: str | None = None) -> Table:

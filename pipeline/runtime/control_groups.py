@@ -14,16 +14,18 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
     A limit of any group above counts, too. `root` is where the system's files are.
     """
     try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not path or (controllers and controller not in controllers.split(",")):
             continue
-        tree = root / "sys/fs/cgroup" / (controller if controllers else "")
-        group = tree / path.lstrip("/")
-        for folder in (group, *group.parents):
-            yield folder
-            if folder == tree:
-                break
+        # Version 1 has a tree for each group of controllers, by the name of all, and mostly of each as well.
+        for name in {controller, controllers} if controllers else {""}:
+            tree = root / "sys/fs/cgroup" / name
+            group = tree / path.lstrip("/")
+            for folder in (group, *group.parents):
+                yield folder
+                if folder == tree:
+                    break

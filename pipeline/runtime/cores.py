@@ -51,8 +51,8 @@ def _limit(folder: Path) -> list[float]:
             quota, period = (
                 (folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")
             )
-        return [] if quota == "max" or int(quota) < 0 else [int(quota) / int(period)]
-    except (OSError, ValueError):
+        return [] if quota == "max" or int(quota) < 0 or int(period) < 1 else [int(quota) / int(period)]
+    except (OSError, ValueError, OverflowError):
         return []
 
 

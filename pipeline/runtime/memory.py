@@ -33,7 +33,7 @@ def _limits(root: Path) -> Iterator[int]:
         for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2 and 1
             try:
                 text = (folder / name).read_text(encoding="ascii").strip()
-            except OSError:
+                if text.isdecimal():
+                    yield int(text)
+            except (OSError, ValueError):
                 continue
-            if text.isdecimal():
-                yield int(text)

@@ -13,12 +13,14 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from pipeline.config.environment import Environment
+from pipeline.config.fields import several
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.attempts import Attempts
 from pipeline.runtime.cores import seat
 from pipeline.runtime.devices import device_named
+from pipeline.runtime.forked import check_threads
 from pipeline.runtime.meeting import place, shared_store
 from pipeline.runtime.siblings import describe, stopped
 from pipeline.settings import plain_settings
@@ -34,6 +36,7 @@ _HOSTS = Topic("host", str)
 _DEVICES = Topic("device", list)
 _LEFT = Topic("left", list)
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _LIMIT_S = 30.0  # for the others to come, at least
 
 
@@ -119,9 +122,12 @@ def connect(config: TrainConfig, hears: Callable[[PipelineError], None] = lambda
     """Meet the other processes of this run; in one process there is nobody to meet. For `hears` see `World`.
 
     Raises:
-        ConfigError: variables that are not those of one run, or a network interface that is not there.
+        ConfigError: variables that are not those of one run, a network interface that is not there, or a fork that
+            cannot compute with several threads.
         StageFailure: the others cannot be reached, or do not come.
     """
+    if max(several(config.threads or seat().count)) > 1:
+        check_threads()
     where = place()
     if where.world_size == 1:
         # What an earlier attempt has begun is known to torchrun's store alone.
@@ -140,14 +146,15 @@ def connect(config: TrainConfig, hears: Callable[[PipelineError], None] = lambda
 def reproducible(config: TrainConfig, threads: int, device: torch.device) -> Iterator[None]:
     """Give a run torch's own settings and `config`'s, and the caller's back afterwards, however it ends.
 
-    Threads, deterministic algorithms, cuDNN's choice, the current GPU, random numbers, and all of `plain_settings`.
-    The caller's choice of TF32 counts. Only the allocator's setting stays: it changes no result, and cannot be read
-    back.
+    Threads, deterministic algorithms and what cuBLAS needs for them, cuDNN's choice, the current GPU, random numbers,
+    and all of `plain_settings`. The caller's choice of TF32 counts. Only the allocator's setting stays: it changes no
+    result, and cannot be read back.
     """
     keep_freed_memory()
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with ExitStack() as stack:
+        if config.deterministic and _CUBLAS not in os.environ:  # without it torch refuses cuBLAS
+            os.environ[_CUBLAS] = ":4096:8"
+            stack.callback(os.environ.pop, _CUBLAS, None)
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))

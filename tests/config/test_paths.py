@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.cli import parse
-from pipeline.config.paths import expanded
+from pipeline.config.paths import absolute, expanded
 from pipeline.config.schema import DataConfig, RunConfig
 from pipeline.config.toml import from_toml, read_toml, to_toml
 from pipeline.errors import ConfigError
@@ -48,6 +48,25 @@ def test_a_tilde_anywhere_else_is_a_name(given: str, home: Path) -> None:
 def test_what_is_no_path_is_told(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         expanded("--output", given)
+
+
+@pytest.mark.parametrize("given", ["run", "./run", Path("run"), b"run", "run/", "~/run"])
+def test_an_absolute_path_stays_what_it_is_when_the_working_folder_changes(
+    given: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    assert absolute("--output", given) == f"{home}/run"
+    monkeypatch.chdir("/")
+    assert absolute("--output", absolute("--output", f"{home}/run")) == f"{home}/run"
+
+
+def test_a_working_folder_that_has_been_removed_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "gone").mkdir()
+    monkeypatch.chdir(home / "gone")
+    (home / "gone").rmdir()
+    with pytest.raises(ConfigError, match="the working folder has been removed; change to one that is there"):
+        absolute("--output", "run")
+    assert absolute("--output", "~/run") == f"{home}/run"
 
 
 def test_every_path_of_the_command_line_and_of_a_file_knows_the_home_folder(home: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+import itertools
+from collections.abc import Iterator
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +88,22 @@ def test_every_section_of_a_run_takes_them() -> None:
         ({"lr": torch.ones(2, 2)}, "--lr is tensor([[1., 1.], [1., 1.]]); give a finite number above 0"),
         ({"lr": "0.1"}, "--lr is '0.1'; give a finite number above 0"),
         ({"lr_milestones": None}, "--lr-milestones has None; give epochs"),
+        ({"lr_milestones": {10, 20}}, "--lr-milestones has {10, 20}; give epochs"),
+        ({"lr_milestones": b"\x01\x02"}, "--lr-milestones has b'\\x01\\x02'; give epochs"),
         ({"lr_milestones": [True]}, "--lr-milestones has True; give epochs"),
         ({"split": "3,2"}, "--split is '3,2'; give auto or block counts"),
+        ({"split": {3: 2, 2: 1}}, "--split is '{3: 2, 2: 1}'; give auto or block counts"),
+        ({"segments": {3, 2}}, "--segments is {2, 3}; give block, a number of segments"),
+        ({"segments": torch.zeros(2, dtype=torch.int64, device="meta")}, "--segments is tensor(..., device='meta'"),
+        ({"threads": bytearray(b"\x02")}, "--threads is bytearray(b'\\x02'); give auto"),
+        ({"epochs": torch.tensor(2, device="meta")}, "--epochs is tensor(..., device='meta'"),
+        ({"lr": torch.tensor(0.5, device="meta")}, "--lr is tensor(..., device='meta'"),
+        ({"compile": torch.tensor(True, device="meta")}, "--compile is tensor(..., device='meta'"),
         ({"deterministic": 1}, "--deterministic is 1; give True or False"),
         ({"deterministic": "no"}, "--deterministic is 'no'; give True or False"),
         ({"device": torch.device("meta")}, "--device is 'meta'; choose auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:\N{FULLWIDTH DIGIT THREE}"}, "--device is 'cuda:\N{FULLWIDTH DIGIT THREE}'; choose auto"),
+        ({"device": "cuda:" + "9" * 10_000}, "--device is 'cuda:999"),
         ({"device": 0}, "--device is 0; give auto, cpu, cuda, cuda:N"),
         ({"loss": np.array(["sim", "pred"])}, "--loss is array(['sim', 'pred'], dtype='<U4'); choose one of"),
     ],
@@ -98,7 +112,37 @@ def test_what_stands_for_none_is_named_in_one_line(values: dict[str, Any], messa
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**values)
     assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+class Raises:
+    """Is no value at all, and says so in its own way."""
+
+    def __index__(self) -> int:
+        raise RuntimeError("no data")
+
+    def __float__(self) -> float:
+        raise RuntimeError("no data")
+
+    def __iter__(self) -> Iterator[int]:
+        raise RuntimeError("no data")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no data")
+
+
+@pytest.mark.parametrize("f", fields(TrainConfig), ids=lambda f: f.name)
+def test_what_raises_an_error_of_its_own_is_named_by_its_class(f: Field[Any]) -> None:
+    given: Any = Raises()
+    with pytest.raises(ConfigError, match=r"a Raises'?; (give|choose) "):
+        TrainConfig(**{f.name: given})
+
+
+@pytest.mark.parametrize("name", ["lr_milestones", "segments", "split", "threads"])
+def test_a_generator_without_an_end_is_not_waited_for(name: str) -> None:
+    endless: Any = itertools.cycle([1])
+    with pytest.raises(ConfigError, match=r"itertools\.cycle object"):
+        TrainConfig(**{name: endless})
 
 
 def test_a_number_too_large_for_a_float_is_refused() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any, cast
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.network.blocks import SequentialBlock
 from pipeline.network.sequential import blocks_from, given_network
+from tests.support.data import message
 
 
 def test_a_sequential_is_cut_at_children_with_weights() -> None:
@@ -63,3 +67,56 @@ def test_a_block_that_cannot_learn_is_refused() -> None:
     frozen = nn.Linear(4, 4).requires_grad_(False)
     with pytest.raises(ConfigError, match="block 1 has no parameter that learns"):
         given_network([nn.Linear(4, 4), frozen, nn.Linear(4, 2)])
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.last(self.first(x).relu()))
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, nn.Sequential.forward(self, 2 * x))  # type: ignore[no-untyped-call]
+
+
+def layers() -> list[nn.Module]:
+    return [nn.Linear(4, 4), nn.Linear(4, 2)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [layers(), tuple(layers()), (layer for layer in layers()), nn.ModuleList(layers()), nn.Sequential(*layers())],
+    ids=lambda given: type(given).__name__,
+)
+def test_blocks_come_in_anything_that_has_an_order(given: Any) -> None:
+    assert [spec.name for spec in given_network(given)] == ["linear 0", "linear 1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (Own(), r"blocks is Own\(.*\); give pipeline\.blocks_from\(network\), or a list of modules"),
+        (nn.Linear(4, 2), r"blocks is Linear\(.*\); give pipeline\.blocks_from\(network\)"),
+        (Doubled(*layers()), r"blocks is Doubled\(.*\); give pipeline\.blocks_from\(network\)"),
+        (
+            nn.ModuleDict({"first": nn.Linear(4, 2)}),
+            r"blocks is ModuleDict\(.*\); give pipeline\.blocks_from\(network\)",
+        ),
+        (nn.Sequential(nn.Linear(4, 2), nn.ReLU()), r"block 1 has no parameter .* as pipeline\.blocks_from does"),
+        ({"first": nn.Linear(4, 2)}, r"blocks is \{'first': Linear\(.*\)\}; give pipeline\.blocks_from\(network\)"),
+        (set(layers()), r"blocks is \{Linear\(.*\}; give pipeline\.blocks_from\(network\), or a list of modules"),
+        (None, r"blocks is None; give pipeline\.blocks_from\(network\)"),
+        ("vgg8b", r"blocks is 'vgg8b'; give pipeline\.blocks_from\(network\)"),
+        (iter(()), "the network has no blocks; pass at least one"),
+        ([layers()], r"block 0 is \[Linear\(.*\)\], which is no nn\.Module; give pipeline\.blocks_from\(network\)"),
+        ([nn.Linear(4, 2), torch.relu], r"block 1 is <built-in method relu of .*>, which is no nn\.Module"),
+        ([nn.Linear], r"block 0 is <class '.*Linear'>, which is no nn\.Module"),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_blocks_is_told_how_to_make_one(given: Any, told: str) -> None:
+    assert re.search(told, message(lambda: given_network(given), ConfigError))

@@ -13,6 +13,13 @@ from pipeline.report.display import PlainDisplay, create_display
 from tests.support.made_up import made_up, show
 
 
+class Raises(StringIO):
+    """Says in its own way that it does not know."""
+
+    def isatty(self) -> bool:
+        raise RuntimeError("no terminal here")
+
+
 class WriteOnly:
     """No `flush`, no `isatty`, no `encoding`."""
 
@@ -29,7 +36,10 @@ def closed() -> StringIO:
     return stream
 
 
-@pytest.mark.parametrize("stream", [None, StringIO(), WriteOnly(), closed()], ids=["none", "text", "write", "closed"])
+STREAMS = {"none": None, "text": StringIO(), "write": WriteOnly(), "closed": closed(), "raises": Raises()}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_plain_lines_go_to_whatever_takes_text(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", stream)
     assert not is_terminal()
@@ -47,3 +57,12 @@ def test_what_replaces_standard_output_later_is_followed(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdout", later)
     console.print("seen")
     assert later.getvalue() == "seen\n"
+
+
+@pytest.mark.parametrize("columns", ["0", "-1", "x"])
+def test_a_width_that_cannot_be_hides_nothing(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    stream = StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    show(create_display(quiet=False), made_up())
+    assert "stages busy" in stream.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pty
 import re
@@ -42,6 +43,22 @@ def test_the_summary_has_every_blocks_error_beside_the_networks() -> None:
     assert re.search(r" 1  cpu +2-3 +90% +1.2 s +12.5 s +412 MB  45.7 GB", text)
     for found in ("4.32 % (best 1.94 %", "2,412 images/s", "8.90M", "runs/x", "note: half way"):
         assert found in text
+
+
+@pytest.mark.parametrize(
+    "folder", ["runs/" + 30 * "a long name ", 'it\'s "quoted" ' + 20 * "back\\slash ", "käse/\udce4\x1b[31m" * 9]
+)
+@pytest.mark.parametrize("width", [20, 80])
+def test_the_line_that_loads_the_weights_can_be_copied_whole(folder: str, width: int) -> None:
+    """It used to be broken at the width of the terminal, which Python does not take inside of a string."""
+    run, console = made_up(), terminal(width)
+    show(LiveDisplay(console, redraw_s=0), run, folder)
+    line = CODE.sub("", written(console)).rstrip().splitlines()[-1]
+    for found in (line.removeprefix("weights"), plain(run, folder)[-1].removeprefix("weights:")):
+        call = ast.parse(found.strip(), mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert ast.unparse(call.func) == "pipeline.load_model"
+        assert [ast.literal_eval(argument) for argument in call.args] == [folder]
 
 
 def test_epochs_appear_above_the_live_view_while_another_thread_refreshes_it() -> None:

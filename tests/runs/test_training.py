@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
-from torch.utils.data import TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 import pipeline
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.toml import read_toml
 from pipeline.learning.profile import count_costs
 from pipeline.runtime import agreement
@@ -233,6 +236,108 @@ def test_mistakes_in_a_library_call_are_raised(values: Any, message: str) -> Non
     train, test = toy()
     with pytest.raises(pipeline.ConfigError, match=message):
         pipeline.train(pipeline.blocks_from(network()), train, test, pipeline.TrainConfig(epochs=1, **values))
+
+
+@pytest.mark.parametrize(
+    "given", [{"epochs": 2}, {}, RunConfig(), pipeline.TrainConfig, "config.toml", False], ids=str
+)
+def test_what_is_no_configuration_is_told(given: Any) -> None:
+    train, test = toy()
+    with pytest.raises(
+        pipeline.ConfigError, match=r"config is .*; give a pipeline\.TrainConfig, such as TrainConfig\("
+    ):
+        pipeline.train(pipeline.blocks_from(network()), train, test, given)
+
+
+class Wanders(Dataset[tuple[Tensor, int]]):
+    """Changes the working folder, as much code does that reads files."""
+
+    def __init__(self, to: Path) -> None:
+        self._to = to
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        os.chdir(self._to)
+        return torch.full((6,), float(index)), index % 3
+
+
+def test_a_relative_path_leads_where_it_led_at_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data, config = Wanders(tmp_path / "else"), pipeline.TrainConfig(loss="pred", epochs=1, batch_size=4, threads=1)
+    pipeline.train(pipeline.blocks_from(network()), data, data, config, output="run", trace="trace.json")
+    assert (tmp_path / "run" / "summary.json").exists() and (tmp_path / "trace.json").exists()
+    assert not list((tmp_path / "else").iterdir())
+    monkeypatch.chdir(tmp_path)
+    pipeline.train(pipeline.blocks_from(network()), data, data, replace(config, epochs=2), resume="run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 2
+
+
+def test_a_working_folder_that_has_been_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    train, test = toy()
+    with pytest.raises(pipeline.ConfigError, match="the working folder has been removed; change to one that is there"):
+        pipeline.train(pipeline.blocks_from(network()), train, test)
+
+
+def test_a_configuration_of_a_module_that_was_loaded_anew_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a notebook does it; the class is another one then."""
+    name = "pipeline.config.schema"
+    monkeypatch.setattr(name, sys.modules[name])  # which puts it back in the end, as does
+    monkeypatch.delitem(sys.modules, name)
+    train, test = toy()
+    config = importlib.import_module(name).TrainConfig(loss="pred", epochs=1, batch_size=50)
+    assert type(config) is not TrainConfig
+    pipeline.train(pipeline.blocks_from(network()), train, test, config)
+
+
+def images(samples: int = 24) -> TensorDataset:
+    return TensorDataset(torch.randn(samples, 2, 4, 4), torch.arange(samples) % 3)
+
+
+def convolutions() -> nn.Sequential:
+    first = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU()
+    return nn.Sequential(*first, nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+
+
+def layouts(module: nn.Module) -> list[tuple[int, ...]]:
+    return [parameter.stride() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("format_of_the_user", [torch.contiguous_format, torch.channels_last])
+def test_weights_come_back_in_the_memory_format_that_they_had(format_of_the_user: torch.memory_format) -> None:
+    """They used to stay channels last, which LBFGS and `parameters_to_vector` cannot flatten."""
+    given, data = convolutions().to(memory_format=format_of_the_user), images()
+    before = layouts(given)
+    config = pipeline.TrainConfig(epochs=1, batch_size=8, threads=1, norm_momentum=0.5, decoder_dim=16)
+    pipeline.train(pipeline.blocks_from(given), data, data, config)
+    assert layouts(given) == before
+    assert cast(nn.BatchNorm2d, given[1]).momentum == 0.3
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in given.parameters())
+    if format_of_the_user is torch.contiguous_format:
+        nn.utils.parameters_to_vector(given.parameters())
+
+
+def test_a_network_with_convolutions_computes_the_same_when_it_is_loaded(tmp_path: Path) -> None:
+    data = images()
+    config = pipeline.TrainConfig(epochs=1, batch_size=8, threads=1, decoder_dim=16)
+    trained = pipeline.train(pipeline.blocks_from(convolutions()), data, data, config, output=tmp_path / "run").model
+    loaded, x = pipeline.load_model(tmp_path / "run", pipeline.blocks_from(convolutions())), data.tensors[0]
+    assert torch.equal(loaded(x), trained(x))
+
+
+def test_a_run_that_fails_gives_the_network_back_too() -> None:
+    given, data = convolutions(), images()
+    before = layouts(given)
+    config = pipeline.TrainConfig(epochs=9, batch_size=8, threads=1, lr=1e30, norm_momentum=0.5, decoder_dim=16)
+    with pytest.raises(pipeline.StageFailure):
+        pipeline.train(pipeline.blocks_from(given), data, data, config)
+    assert layouts(given) == before
+    assert cast(nn.BatchNorm2d, given[1]).momentum == 0.3
 
 
 @pytest.mark.parametrize("scores", [2, 1000])

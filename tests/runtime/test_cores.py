@@ -16,7 +16,7 @@ def system(root: Path, cgroup: str, files: dict[str, str]) -> Path:
     for name, text in {"proc/self/cgroup": cgroup, **files}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
     return root
 
 
@@ -39,7 +39,22 @@ def system(root: Path, cgroup: str, files: dict[str, str]) -> Path:
             {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
             6,
         ),
+        (
+            "3:cpu,cpuacct:/job\n",
+            {
+                "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+            },
+            2,
+        ),
         ("0::/\n", {"sys/fs/cgroup/cpu.max": "nonsense"}, 6),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "max\n"}, 6),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "100000 0\n"}, 6),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "100000 -1\n"}, 6),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": f"{10**400} 1\n"}, 6),
+        ("0::/k\udce4se\n", {"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),  # a name that is no UTF-8
+        ("nonsense\n\n0:\n0::/\n", {"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ("0::/a:b\n", {"sys/fs/cgroup/a:b/cpu.max": "200000 100000\n"}, 2),
     ],
 )
 def test_a_containers_quota_counts(

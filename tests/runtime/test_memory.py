@@ -15,6 +15,8 @@ from pipeline.runtime.memory import host_memory, memory_of
     [
         ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "5000000\n"}, 5_000_000),
         ("4:memory:/a\n2:cpu:/b\n", {"memory/a/memory.limit_in_bytes": "6000000\n"}, 6_000_000),
+        ("0::/a\n", {"a/memory.max": "n\xf6\n", "memory.max": "7000000\n"}, 7_000_000),
+        ("nonsense\n0::/\n", {"memory.max": "8000000\n"}, 8_000_000),
     ],
 )
 def test_a_control_groups_limit_counts(tmp_path: Path, groups: str, files: dict[str, str], limit: int) -> None:
