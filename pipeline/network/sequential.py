@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -144,8 +144,9 @@ def _names(pieces: Sequence[Piece]) -> list[str]:
     return [name if name not in plain[:at] else f"{name}_again_{at}" for at, name in enumerate(plain)]
 
 
-def given_network(blocks: Sequence[nn.Module]) -> Network:
+def given_network(blocks: Iterable[nn.Module]) -> Network:
     """Describe blocks that the user built; a plain module becomes a block whose local loss sees its output."""
+    blocks = _listed(blocks)
     if not blocks:
         raise ConfigError("the network has no blocks; pass at least one, the output layer")
     for block in blocks:
@@ -157,10 +158,29 @@ def given_network(blocks: Sequence[nn.Module]) -> Network:
         unexpand(block)
         if not any(parameter.requires_grad for parameter in block.parameters()):
             raise ConfigError(
-                f"block {index} has no parameter that learns; join it to its neighbour, or set requires_grad"
+                f"block {index} has no parameter that learns; join it to its neighbour, as blocks_from(network) does, "
+                "or set requires_grad"
             )
     _check_first(wrapped[0])
     return tuple(_given(block, index) for index, block in enumerate(wrapped))
+
+
+def _listed(blocks: object) -> list[nn.Module]:
+    """Raises ConfigError for what is no collection of modules, or one with a forward of its own."""
+    own = isinstance(blocks, nn.Module) and not (isinstance(blocks, nn.ModuleList) or is_plain_sequential(blocks))
+    if own or not isinstance(blocks, Iterable):
+        raise ConfigError(
+            f"blocks are a list of modules, not a {type(blocks).__name__}; cut it by blocks_from(network)"
+        )
+    listed = list[nn.Module]()
+    for index, block in enumerate(blocks):
+        if not isinstance(block, nn.Module):
+            kind = f"the class {block.__name__}" if isinstance(block, type) else f"a {type(block).__name__}"
+            raise ConfigError(
+                f"block {index} is {kind}, not a module; give one, such as nn.ReLU() or nn.Sequential(*layers)"
+            )
+        listed.append(block)
+    return listed
 
 
 def _check_first(block: Block) -> None:

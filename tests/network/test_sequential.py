@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,25 @@ def test_shared_parameters_are_refused() -> None:
     layer = nn.Linear(4, 4)
     with pytest.raises(ConfigError, match=r"blocks 0 and 1 share the parameter body\.2\.weight"):
         blocks_from(nn.Sequential(layer, nn.ReLU(), layer))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([nn.Linear(4, 4), torch.relu], "block 1 is a builtin_function_or_method, not a module; give one, such as"),
+        ([nn.Linear(4, 4), nn.ReLU], r"block 1 is the class ReLU, not a module; give one, such as nn\.ReLU\(\)"),
+        ([[nn.Linear(4, 4)]], "block 0 is a list, not a module"),
+        (nn.Linear(4, 4), r"blocks are a list of modules, not a Linear; cut it by blocks_from\(network\)"),
+        (4, "blocks are a list of modules, not a int"),
+    ],
+)
+def test_what_is_no_list_of_modules_is_refused(given: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        given_network(given)
+
+
+def test_blocks_may_come_from_an_iterator() -> None:
+    assert len(given_network(iter([nn.Linear(4, 4), nn.Linear(4, 2)]))) == 2
 
 
 def test_a_block_that_cannot_learn_is_refused() -> None:
