@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.text import one_line
 
-__all__ = ["ConfigError", "DataError", "Interrupted", "PipelineError", "StageFailure", "first_line"]
+__all__ = ["ConfigError", "DataError", "Interrupted", "PipelineError", "StageFailure", "first_line", "out_of_memory"]
 
 
 class PipelineError(Exception):
@@ -38,3 +38,9 @@ class Interrupted(StageFailure):
 def first_line(error: BaseException) -> str:
     """The message of an error cut to one line, or its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out: torch has a class for that of a GPU, and none for a CPU's."""
+    kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kind or "DefaultCPUAllocator" in str(error)

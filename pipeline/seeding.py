@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-__all__ = ["derive_seed", "keyed_generator", "seed_default_generator"]
+__all__ = ["derive_seed", "keyed_generator", "others_kept", "seed_default_generator"]
 
 
 def derive_seed(*key: int | str) -> int:
@@ -27,3 +31,22 @@ def seed_default_generator(device: torch.device, *key: int | str) -> None:
         torch.cuda.default_generators[index].manual_seed(derive_seed(*key))
     else:
         torch.default_generator.manual_seed(derive_seed(*key))
+
+
+@contextmanager
+def others_kept() -> Iterator[Callable[[], bool]]:
+    """Python's and numpy's generators, which nothing here is drawn from, afterwards as they were before.
+
+    Yields a function that tells whether they have been drawn from since.
+    """
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002  the one that modules draw from
+
+    def drawn() -> bool:
+        now = np.random.get_state()  # noqa: NPY002
+        return random.getstate() != python or repr(now) != repr(numbers)
+
+    try:
+        yield drawn
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002

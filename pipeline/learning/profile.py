@@ -98,7 +98,7 @@ def _copied(
 def _time(stage: Stage, shape: BlockShape, classes: int, deadline: float) -> float:
     generator = torch.Generator().manual_seed(0)
     batch, device = stage.config.batch_size, stage.device
-    x = canonical(torch.randn(batch, *shape.inputs, generator=generator)).to(device)
+    x = canonical(shape.manners.made_up(batch, *shape.inputs, generator=generator)).to(device)
     labels = torch.randint(classes, (batch,), generator=generator).to(device)
     packet = Packet.of(Kind.TRAIN, Position(), x, labels)
     warm_up, seconds = stage.capture.warm_up, list[float]()

@@ -104,6 +104,7 @@ class Stage:
             heads=[weight for block in blocks for weight in block.local_head()],
             scores=[weight for block in blocks for weight in block.score_weights()],
         )
+        self.optimizer.zero_grad(set_to_none=True)  # what a user, or a measurement, has left in the weights
         self._averages = [block.average for block in blocks if block.average is not None]
         captures = config.capture == "auto" and self.device.type == "cuda"
         self.capture = Capture(blocks, self.optimizer, partial(CudaGraphs, self.device) if captures else None)

@@ -7,34 +7,28 @@ needs, the chain may be cut:
                        └─────────────────> +
 
 A piece that is one child is that child; any other is a `torch.fx.GraphModule` of its calls, around the same children.
-So the chain computes what the module does by construction, with one exception that is shown by a run: where later
-pieces ask for the size of the batch, they take it from what they are given.
+So the chain computes what the module does by construction, with two exceptions that are shown by a run: where later
+pieces ask for the size of the batch, they take it from what they are given; and a tensor that a forward makes of
+nothing, such as `torch.arange(8.0)`, is made once, and kept.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
-from pipeline.errors import first_line
 from pipeline.network.copies import copied
 from pipeline.network.kinds import is_layer, is_tail
+from pipeline.network.tracing import NotAChain, Shell, path_of, said, traced
 
 __all__ = ["Chain", "NotAChain", "Piece", "chain_of", "same_by_run"]
-
-
-class NotAChain(Exception):
-    """A forward that cannot be taken apart; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -78,143 +72,23 @@ def chain_of(module: nn.Module) -> Chain:
     Raises NotAChain if the forward cannot be traced, is not from one tensor to one tensor, or does something in
     training that it does not do in evaluation.
     """
-    _check_own(module)
-    chain = _Chain(module, _traced(module))
+    chain = _Chain(module, *traced(module))
     pieces = chain.pieces(rewrite=True)
     if chain.asks_batch and not same_by_run(module, [piece.module for piece in pieces]):
         pieces = chain.pieces(rewrite=False)
+    if chain.makes_tensors and not same_by_run(module, [piece.module for piece in pieces]):
+        raise NotAChain(
+            f"the forward of {chain.name} makes a tensor of nothing; register it as a buffer when the module is built"
+        )
     return Chain(tuple(pieces), chain.hold)
-
-
-def _check_own(module: nn.Module) -> None:
-    """Raise NotAChain for what a call of the module does beside its forward."""
-    name = type(module).__name__
-    if isinstance(module, torch.jit.ScriptModule):
-        raise NotAChain(f"{name} is compiled TorchScript")
-    if type(module).forward is nn.Module.forward and "forward" not in vars(module):
-        raise NotAChain(f"{name} has no forward")
-    kinds = ("forward", "forward_pre", "backward", "backward_pre")
-    found = [kind for kind in kinds if getattr(module, f"_{kind}_hooks", None)]
-    if found:
-        raise NotAChain(f"{name} has {found[0].replace('_', ' ')} hooks, which its children alone would not run")
-    if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
-        raise NotAChain(f"{name} has a __call__ of its own")
-
-
-class _Shell(nn.Module):
-    """Asks a module for its forward alone, with one argument, whatever the forward's defaults."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Any:
-        return self.inner.forward(x)
-
-
-class _Tracer(fx.Tracer):
-    """Looks into no child."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _traced(module: nn.Module) -> fx.Graph:
-    """The forward in training, with every value that is another one in evaluation chosen when it is run."""
-    training, evaluation = (_trace(module, mode) for mode in (True, False))
-    if _flow(training) != _flow(evaluation):
-        raise NotAChain(f"{type(module).__name__} does other things in training than in evaluation")
-    for one, other in zip(list(training.nodes), evaluation.nodes, strict=True):
-        _choose_when_run(training, one, other)
-    return training
-
-
-def _flow(graph: fx.Graph) -> list[tuple[str, Any, list[int]]]:
-    """What is called, and on the results of which calls."""
-    at = {node: index for index, node in enumerate(graph.nodes)}
-    return [(node.op, node.target, [at[each] for each in node.all_input_nodes]) for node in graph.nodes]
-
-
-def _trace(module: nn.Module, mode: bool) -> fx.Graph:
-    name = type(module).__name__
-    before = _state(module)
-    with _mode(module, mode), torch.random.fork_rng(devices=[]):
-        drawn = _drawn()
-        try:
-            graph: fx.Graph = _Tracer().trace(_Shell(module))
-        except Exception as error:  # whatever the user's code makes of a stand-in for a tensor
-            raise NotAChain(
-                f"the forward of {name} cannot be traced without data ({type(error).__name__}: {first_line(error)})"
-            ) from error
-        if _drawn() != drawn:
-            raise NotAChain(f"the forward of {name} draws random numbers that are no module's")
-    if _state(module) != before:
-        raise NotAChain(f"the forward of {name} changes the module itself")
-    return graph
-
-
-def _state(module: nn.Module) -> list[tuple[str, object]]:
-    """What a forward might leave behind, by identity; modes are somebody else's."""
-    return [
-        (f"{path}.{key}", value if isinstance(value, int | float) else id(value))
-        for path, each in module.named_modules()
-        for key, value in vars(each).items()
-        if key != "training"
-    ]
-
-
-def _drawn() -> tuple[bytes, Any, bytes]:
-    """Whether random numbers have been drawn shows here."""
-    state = np.random.get_state()  # noqa: NPY002  the one that modules draw from
-    return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), repr(state).encode()
-
-
-@contextmanager
-def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """The mode of a module and of all below, set without asking them, and put back."""
-    before = [(each, each.training) for each in module.modules()]
-    for each, _ in before:
-        each.training = training
-    try:
-        yield
-    finally:
-        for each, was in before:
-            each.training = was
-
-
-def _chosen(training: bool, one: Any, other: Any) -> Any:
-    return one if training else other
-
-
-def _choose_when_run(graph: fx.Graph, one: fx.Node, other: fx.Node) -> None:
-    """Let `one` take the constants of its twin in evaluation where they differ."""
-
-    def merged(mine: Any, theirs: Any) -> Any:
-        if isinstance(mine, fx.Node) or mine is theirs:
-            return mine
-        if isinstance(mine, tuple | list) and isinstance(theirs, tuple | list) and len(mine) == len(theirs):
-            return type(mine)(merged(a, b) for a, b in zip(mine, theirs, strict=True))
-        if isinstance(mine, dict) and isinstance(theirs, dict) and mine.keys() == theirs.keys():
-            return {key: merged(value, theirs[key]) for key, value in mine.items()}
-        if isinstance(mine, slice) and isinstance(theirs, slice):
-            ends = zip((mine.start, mine.stop, mine.step), (theirs.start, theirs.stop, theirs.step), strict=True)
-            return slice(*(merged(a, b) for a, b in ends))
-        if mine == theirs:
-            return mine
-        with graph.inserting_before(one):
-            return graph.call_function(_chosen, (graph.get_attr("inner.training"), mine, theirs))
-
-    args = tuple(merged(a, b) for a, b in zip(one.args, other.args, strict=True))
-    kwargs = {key: merged(value, other.kwargs[key]) for key, value in one.kwargs.items()}
-    if args != one.args or kwargs != one.kwargs:
-        one.args, one.kwargs = args, kwargs
 
 
 class _Chain:
     """The graph of a forward, and where it can be cut."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        self.module, self.name = module, type(module).__name__
+    def __init__(self, module: nn.Module, graph: fx.Graph, shell: Shell) -> None:
+        self.module, self.name, self._shell = module, type(module).__name__, shell
+        self.makes_tensors = bool(shell.constants())
         _fetch_where_used(graph)
         self._source, *self._body, output = list(graph.nodes)
         result = output.args[0]
@@ -250,10 +124,11 @@ class _Chain:
 
     def _piece(self, nodes: Sequence[fx.Node], given: fx.Node, handed_on: fx.Node) -> Piece:
         if len(nodes) == 1 and nodes[0].op == "call_module" and nodes[0].args == (given,) and not nodes[0].kwargs:
-            name = _path(nodes[0])
+            name = path_of(nodes[0])
             child = self.module.get_submodule(name)
             return Piece(name, child, True, is_layer(child), is_tail(child))
-        graph = fx.Graph()
+        graph, root = fx.Graph(), nn.Module()
+        root.training = self.module.training
         known = {given: graph.placeholder("x")}
 
         def of(value: fx.Node) -> fx.Node:
@@ -266,15 +141,23 @@ class _Chain:
         for node in nodes:
             known[node] = graph.node_copy(node, of)
             if node.op in ("call_module", "get_attr"):
-                known[node].target = _path(node)
+                known[node].target = self._lend(root, node)
         graph.output(known[handed_on])
         layer = any(self._is_layer(node) for node in nodes)
         shrinks = all(node.target in _SHRINKING or node.op == "get_attr" for node in nodes)
-        return Piece(_name(nodes), fx.GraphModule(self.module, graph), False, layer, shrinks)
+        return Piece(_name(nodes), fx.GraphModule(root, graph), False, layer, shrinks)
+
+    def _lend(self, root: nn.Module, node: fx.Node) -> str:
+        """Let `root` have what a node asks for; returns the path there, which hides nothing of a GraphModule's."""
+        first, *rest = path_of(node).split(".")
+        name = f"{first}_" if first != "training" and hasattr(fx.GraphModule, first) else first
+        holder = self.module if str(node.target).startswith("inner.") else self._shell
+        setattr(root, name, getattr(holder, first))
+        return ".".join([name, *rest])
 
     def _is_layer(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            return is_layer(self.module.get_submodule(_path(node)))
+            return is_layer(self.module.get_submodule(path_of(node)))
         weighed = any(value.op == "get_attr" for value in node.all_input_nodes)
         return node.op.startswith("call") and node.target in _LAYERS and weighed
 
@@ -285,8 +168,8 @@ class _Chain:
         early = [self._source, *self._body[:first]]
         value = max(early, key=lambda value: last.get(value, -1))
         user = self._body[min(last[value], len(self._body) - 1)]
-        what = "what it is given" if value is self._source else f"the result of {_said(value)}"
-        return f"{what} is used again by {_said(user)}, after {_said(self._body[first])}"
+        what = "what it is given" if value is self._source else f"the result of {said(value)}"
+        return f"{what} is used again by {said(user)}, after {said(self._body[first])}"
 
 
 def _fetch_where_used(graph: fx.Graph) -> None:
@@ -321,22 +204,11 @@ def _is_no_tensor(node: fx.Node) -> bool:
     return bool(taken) and all(taken)
 
 
-def _path(node: fx.Node) -> str:
-    """Of a child or parameter, in the module."""
-    return str(node.target).removeprefix("inner.")
-
-
 def _name(nodes: Sequence[fx.Node]) -> str:
     """Of calls in one piece: the first child among them, or the last function."""
-    children = [_path(node) for node in nodes if node.op == "call_module"]
-    functions = [_said(node) for node in nodes if node.op.startswith("call")]
+    children = [path_of(node) for node in nodes if node.op == "call_module"]
+    functions = [said(node) for node in nodes if node.op.startswith("call")]
     return f"{children[0]}_and_more" if children else functions[-1]
-
-
-def _said(node: fx.Node) -> str:
-    if node.op == "call_module":
-        return f"child {_path(node)}"
-    return str(getattr(node.target, "__name__", node.target))
 
 
 def same_by_run(module: nn.Module, pieces: Sequence[nn.Module]) -> bool:

@@ -140,12 +140,13 @@ def _sequential_block(pieces: Sequence[Piece], output: bool) -> Block:
 
 
 def _names(pieces: Sequence[Piece]) -> list[str]:
-    """Names for the children of an nn.Sequential: without dots, each once."""
+    """Names for the children of an nn.Sequential: without dots, each once, none of its own methods."""
     plain = [piece.name.replace(".", "_") for piece in pieces]
+    plain = [f"{name}_" if hasattr(nn.Sequential, name) else name for name in plain]
     return [name if name not in plain[:at] else f"{name}_again_{at}" for at, name in enumerate(plain)]
 
 
-def given_network(blocks: Sequence[nn.Module]) -> Network:
+def given_network(blocks: Iterable[nn.Module]) -> Network:
     """Describe blocks that the user built; a plain module becomes a block whose local loss sees its output."""
     blocks = _listed(blocks)
     if not blocks:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, first_line
+from pipeline.errors import ConfigError
 from pipeline.network.blocks import Block
 from pipeline.network.flops import FlopCounter
-from pipeline.network.trial import Manners, materialize, try_out
+from pipeline.network.lazy import materialize
+from pipeline.network.misfit import misfit
+from pipeline.network.trial import SIZES, Manners, try_out
 from pipeline.seeding import seed_default_generator
 from pipeline.settings import plain_settings
 
@@ -62,12 +64,13 @@ def infer_shapes(
     device: torch.device = torch.device("cpu"),  # noqa: B008  immutable
     dtype: torch.dtype = torch.float32,
     seed: int = 1,
+    single: bool = False,
 ) -> list[BlockShape]:
     """Shapes and cost of every block for one sample of `shape`, on copies; draws no random number.
 
     Blocks that the user built are tried out in training and evaluation on the `device`, in mixed precision where
     `dtype` is a half one; their lazy layers get their sizes, and weights keyed by (seed, block). All others are known
-    to train and are asked for shapes alone.
+    to train and are asked for shapes alone. `single` says whether batches of one sample will be evaluated.
 
     Raises ConfigError if a block does not take what the one before hands on, or cannot be trained.
     """
@@ -77,22 +80,23 @@ def infer_shapes(
         if spec.given is None:
             found = _infer(spec, shape, name)
         else:
-            found = _try(spec.given, shape, device, dtype, name, (seed, index))
+            with plain_settings():
+                _materialize(spec.given, shape, name, (seed, index))
+                last = index == len(network) - 1
+                trial = try_out(spec.given, shape, device, dtype, name, single=single, output=last)
+            found = BlockShape(shape, trial.features, trial.outputs, trial.macs, trial.manners)
         shapes.append(found)
         shape = found.outputs
     return shapes
 
 
-def _try(
-    block: Block, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, name: str, key: tuple[int, int]
-) -> BlockShape:
-    with plain_settings():
-        try:
-            materialize(block, shape, *key)
-        except Exception as error:  # whatever the user's code raises
-            raise _does_not_fit(name, shape, error) from error
-        trial = try_out(block, shape, device, dtype, name)
-    return BlockShape(shape, trial.features, trial.outputs, trial.macs, trial.manners)
+def _materialize(block: Block, shape: tuple[int, ...], name: str, key: tuple[int, int]) -> None:
+    try:
+        materialize(block, shape, SIZES[0], name, key)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise misfit(name, shape, error, f"{SIZES[0]} samples") from error
 
 
 def _infer(spec: BlockSpec, shape: tuple[int, ...], name: str) -> BlockShape:
@@ -104,12 +108,5 @@ def _infer(spec: BlockSpec, shape: tuple[int, ...], name: str) -> BlockShape:
                 h: Tensor = block.features(torch.zeros(samples, *shape))
                 out = block.hand_on(h)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise _does_not_fit(name, shape, error) from error
+        raise misfit(name, shape, error, f"{SIZES[0]} samples") from error
     return BlockShape(shape, tuple(h.shape[1:]), tuple(out.shape[1:]), counter.flops // (2 * samples))
-
-
-def _does_not_fit(name: str, shape: tuple[int, ...], error: Exception) -> ConfigError:
-    return ConfigError(
-        f"{name} does not take input of shape {list(shape)}: {type(error).__name__}: {first_line(error)}; change the "
-        "block or the one before it"
-    )

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from pipeline.errors import ConfigError, first_line
+from pipeline.errors import ConfigError, first_line, out_of_memory
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.copies import copied
 from pipeline.network.flops import FlopCounter
-from pipeline.seeding import keyed_generator, seed_default_generator
+from pipeline.network.misfit import misfit
+from pipeline.seeding import keyed_generator, others_kept, seed_default_generator
 
-__all__ = ["Manners", "Trial", "lay_out", "materialize", "try_out"]
+__all__ = ["SIZES", "Manners", "Trial", "lay_out", "try_out"]
 
-_SIZES = (2, 3)  # of a batch: what a sample's shape says must not depend on it
+SIZES = (2, 3)  # of a batch: what a sample's shape says must not depend on it
+_TRIES = 8  # of the gradients: layers may be left out at random, as in stochastic depth
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Manners:
     channels_last: bool = True  # takes maps in this memory format; else they are row-major
     writes_input: bool = False
     writes_features: bool = False  # when it hands them on
+    unit: bool = False  # refuses numbers that are not from 0 to 1
+
+    def made_up(self, *sizes: int, generator: torch.Generator) -> Tensor:
+        """Numbers that it takes."""
+        return (torch.rand if self.unit else torch.randn)(*sizes, generator=generator)
 
     def given(self, x: Tensor) -> Tensor:
         """The input as the block wants it, its own to write to if it does."""
@@ -58,49 +65,43 @@ def lay_out(module: nn.Module, channels_last: bool) -> None:
             tensor.data = tensor.data.to(memory_format=layout)
 
 
-def materialize(block: Block, shape: tuple[int, ...], seed: int, index: int) -> None:
-    """Let lazy layers find their sizes and draw their weights, keyed by (seed, block)."""
-    if not any(map(is_lazy, (*block.parameters(), *block.buffers()))):
-        return
-    training = block.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        seed_default_generator(torch.device("cpu"), seed, "weights", index)
-        block.eval()(torch.zeros(_SIZES[0], *shape))
-    block.train(training)
-
-
-def try_out(block: Block, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, name: str) -> Trial:
+def try_out(
+    block: Block,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+    *,
+    single: bool = False,
+    output: bool = False,
+) -> Trial:
     """Let copies of a block compute, learn and evaluate as in training, maps channels last if it takes them so.
+
+    Numbers are from a normal distribution, or from 0 to 1 if it does not take those.
 
     Args:
         block: is left as it was.
         shape: of one sample.
         device, dtype: of the computation; mixed precision where the dtype is a half one.
         name: of the block, for people.
+        single: whether a batch of one sample is evaluated, too.
+        output: whether the block gives the class scores, whose number format is the loss's business.
 
     Raises ConfigError if it cannot be trained, whatever it raises itself.
     """
-    devices = [device] if device.type == "cuda" else []
-    trials = (_Trial(block, shape, device, dtype, name, Manners(channels_last=last)) for last in (True, False))
-    failure: Exception | None = None
-    for trial in trials:
+    failures = list[ConfigError]()
+    for unit, last in itertools.product((False, True), (True, False)):
+        trial = _Trial(block, shape, device, dtype, name, Manners(last, unit=unit), single, output)
         try:
-            with torch.random.fork_rng(devices=devices):
-                return trial.run()
+            return trial.run()
         except ConfigError:
             raise
-        except Exception as error:  # whatever the user's code raises; of two the second, in torch's own format
-            failure = error
-    raise ConfigError(
-        f"{name} does not take input of shape {list(shape)}: {_reason(failure)}; change the block or the one before it"
-    ) from failure
-
-
-def _reason(error: Exception | None) -> str:
-    text = first_line(error) if error is not None else ""
-    if "indices" in text and "Long" in text:
-        return f"it looks up token ids, which are not supported, since what blocks take are floats ({text})"
-    return f"{type(error).__name__}: {text}"
+        except Exception as error:  # whatever the user's code raises
+            failures.append(misfit(name, shape, error, trial.tried))
+            failures[-1].__cause__ = error
+            if out_of_memory(error):
+                break
+    raise failures[:2][-1]  # the second is in torch's own memory format
 
 
 class _Trial:
@@ -114,19 +115,50 @@ class _Trial:
         dtype: torch.dtype,
         name: str,
         manners: Manners,
+        single: bool,
+        output: bool,
     ) -> None:
-        self.block = copied(block).to(device)
-        lay_out(self.block, manners.channels_last)
-        self.shape, self.device, self.dtype, self.name, self.manners = shape, device, dtype, name, manners
+        self.given, self.shape, self.device, self.dtype, self.name = block, shape, device, dtype, name
+        self.manners, self.single, self.output = manners, single, output
+        self.tried = ""  # last, for people
 
     def run(self) -> Trial:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), others_kept() as drawn:
+            for device in {torch.device("cpu"), self.device}:
+                seed_default_generator(device, "trial")
+            trial = self._run()
+            if drawn():
+                raise ConfigError(
+                    f"{self.name} draws from the random numbers of Python or numpy, so that weights would depend on "
+                    "where it runs; draw from torch's, such as torch.rand(())"
+                )
+        return trial
+
+    def _run(self) -> Trial:
+        self.block = self._copy()
+        before = _sizes(self.block)
         self.block.train()
-        (features, outputs), macs = self._watch(_SIZES[0])
-        self._compare((features, outputs), self._watch(_SIZES[1])[0], f"in batches of {_SIZES[1]}")
+        (features, outputs), macs = self._watch(SIZES[0])
+        self._compare((features, outputs), self._watch(SIZES[1])[0], f"in batches of {SIZES[1]}")
         self._learn()
         self.block.eval()
-        self._compare((features, outputs), self._watch(_SIZES[0])[0], "in evaluation")
+        self._compare((features, outputs), self._watch(SIZES[0])[0], "in evaluation")
+        if self.single:
+            self._compare((features, outputs), self._watch(1)[0], "in evaluation in batches of 1")
+        self._check_kept(before)
         return Trial(features, outputs, macs, self.manners)
+
+    def _copy(self) -> Block:
+        try:
+            block = copied(self.given).to(self.device)
+        except Exception as error:
+            raise ConfigError(
+                f"{self.name} cannot be copied, which trying it out needs ({type(error).__name__}: "
+                f"{first_line(error)}); give what it holds a __deepcopy__, or leave it out"
+            ) from error
+        lay_out(block, self.manners.channels_last)
+        return block
 
     def _watch(self, samples: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], int]:
         """Shapes of a sample's features and of what is handed on, and arithmetic; takes note of what is written to."""
@@ -136,48 +168,83 @@ class _Trial:
                 h = self._tensor(self.block.features(x), samples)
             with counter, _written_to(h) as features_written:
                 out = self._tensor(self.block.hand_on(h), samples)
-        self.manners = Manners(
-            self.manners.channels_last,
-            self.manners.writes_input or any(input_written),
-            self.manners.writes_features or any(features_written),
+        self.manners = replace(
+            self.manners,
+            writes_input=self.manners.writes_input or any(input_written),
+            writes_features=self.manners.writes_features or any(features_written),
         )
         return (tuple(h.shape[1:]), tuple(out.shape[1:])), counter.flops // (2 * samples)
 
     def _learn(self) -> None:
-        """Forward and backward, with the gradient of the input too."""
-        x = self._batch(_SIZES[0]).requires_grad_()
+        """Forward and backward, with the gradient of the input too; some weight must get one."""
+        theirs = list(self.given.parameters())  # what a user's function keeps of the block is the original's
+        kept = [parameter.grad for parameter in theirs]
+        try:
+            for parameter in theirs:
+                parameter.grad = None
+            for _ in range(_TRIES):
+                self._backward()
+                if any(parameter.grad is not None for parameter in (*self.block.parameters(), *theirs)):
+                    return
+        finally:
+            for parameter, gradient in zip(theirs, kept, strict=True):
+                parameter.grad = gradient
+        raise ConfigError(
+            f"{self.name} gives none of its weights a gradient, so that they cannot learn; let its result depend on "
+            "them without .detach(), .data or torch.no_grad()"
+        )
+
+    def _backward(self) -> None:
+        x = self._batch(SIZES[0]).requires_grad_()
         with torch.enable_grad(), self._autocast():
             h = self.block.features(self.manners.given(x))
             out = self.block.hand_on(self.manners.handed(h))
             if not h.requires_grad:
-                raise ConfigError(
-                    f"{self.name} gives a result without gradient, so that its weights cannot learn; leave out what "
-                    "detaches it, such as .detach(), .data or torch.no_grad()"
-                )
+                raise ConfigError(self._without_gradient())
             (h.float().square().mean() + out.float().mean()).backward()
 
+    def _without_gradient(self) -> str:
+        return (
+            f"{self.name} gives a result without gradient, so that its weights cannot learn; leave out what "
+            "detaches it, such as .detach(), .data, torch.no_grad() or torch.inference_mode()"
+        )
+
     def _batch(self, samples: int) -> Tensor:
-        x = torch.randn(samples, *self.shape, generator=keyed_generator("trial", samples))
+        self.tried = f"{samples} sample{'s' * (samples > 1)} in {self._mode}"
+        x = self.manners.made_up(samples, *self.shape, generator=keyed_generator("trial", samples))
         return canonical(x.to(self.device, self.dtype), self.manners.channels_last)
 
+    @property
+    def _mode(self) -> str:
+        return "training" if self.block.training else "evaluation"
+
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4, cache_enabled=False)
+        return torch.autocast(self.device.type, self.dtype, enabled=self._mixed, cache_enabled=False)
+
+    @property
+    def _mixed(self) -> bool:
+        return self.dtype.itemsize < 4
 
     def _tensor(self, out: Any, samples: int) -> Tensor:
-        mode = "in training" if self.block.training else "in evaluation"
+        mode = f"in {self._mode}"
         if not isinstance(out, Tensor):
             raise ConfigError(
                 f"{self.name} gives a {type(out).__name__} {mode} where a tensor is wanted; wrap it in a module that "
                 "gives the tensor alone"
             )
         if not out.is_floating_point():
+            raise ConfigError(f"{self.name} gives {_named(out.dtype)} {mode}, but gradients need floating point")
+        if out.is_inference():
+            raise ConfigError(self._without_gradient())
+        if not self.output and (out.dtype == torch.float64 or not (self._mixed or out.dtype == self.dtype)):
             raise ConfigError(
-                f"{self.name} gives {str(out.dtype).removeprefix('torch.')} {mode}, but gradients need floating point"
+                f"{self.name} gives {_named(out.dtype)} {mode} where {_named(self.dtype)} is wanted; end it with "
+                ".float()"
             )
         if out.ndim < 2 or len(out) != samples:
             raise ConfigError(
-                f"{self.name} gives a tensor of shape {list(out.shape)} for a batch of {samples} samples {mode}; "
-                f"let it keep the batch apart, as [{samples}, ...]"
+                f"{self.name} gives a tensor of shape {list(out.shape)} for a batch of {samples} "
+                f"sample{'s' * (samples > 1)} {mode}; let it keep the batch apart, as [{samples}, ...]"
             )
         return out
 
@@ -185,9 +252,27 @@ class _Trial:
         for one, other in zip(wanted, found, strict=True):
             if one != other:
                 raise ConfigError(
-                    f"{self.name} gives samples of shape {list(one)} in training in batches of {_SIZES[0]}, but "
+                    f"{self.name} gives samples of shape {list(one)} in training in batches of {SIZES[0]}, but "
                     f"{list(other)} {when}; let both be the same"
                 )
+
+    def _check_kept(self, before: dict[str, list[int]]) -> None:
+        """What is kept with the weights is sent and saved by its size at start."""
+        for name, size in _sizes(self.block).items():
+            if before.get(name) != size:
+                was = f"of shape {size}{f', before it {before[name]}' if name in before else ''}"
+                raise ConfigError(
+                    f"the first forward of {self.name} makes {name} {was}, but what is kept with the weights must be "
+                    "there from the start; make it when the module is built, or run a batch through the network first"
+                )
+
+
+def _sizes(block: nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in block.state_dict().items()}
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager

@@ -127,7 +127,14 @@ def _describe(
 ) -> tuple[Network, list[BlockShape], TrainConfig]:
     network = factory(sizes.shape, sizes.classes)
     config.check_blocks(len(network), control.world_size)
-    shapes = infer_shapes(network, sizes.shape, device=numerics.device, dtype=numerics.dtype, seed=config.seed)
+    shapes = infer_shapes(
+        network,
+        sizes.shape,
+        device=numerics.device,
+        dtype=numerics.dtype,
+        seed=config.seed,
+        single=sizes.test_samples % config.batch_size == 1,
+    )
     config = count_segments(config, shapes, control.world_size)
     scores = shapes[-1].outputs
     if scores != (sizes.classes,):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 
-from pipeline.errors import PipelineError, first_line
+from pipeline.errors import PipelineError, first_line, out_of_memory
 from pipeline.transport.control import Control
 from pipeline.transport.network import why
 from pipeline.transport.verdict import known_to_all, lost_connection
@@ -29,7 +28,7 @@ def failures_told(control: Control) -> Iterator[None]:
     except OSError as error:  # such as a full disk
         raise control.fail(f"{who} cannot read or write: {error}") from error
     except Exception as error:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             raise control.fail(f"{who} ran out of memory: {first_line(error)}") from error
         if lost_connection(error):
             raise control.lost(None, first_line(error)) from error
@@ -39,8 +38,3 @@ def failures_told(control: Control) -> Iterator[None]:
             ) from error
         control.fail(f"{who} failed: {type(error).__name__}: {first_line(error)}")
         raise
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """A GPU's allocator has a class of its own for it, a CPU's has not."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -108,6 +108,19 @@ def test_a_block_costs_the_seconds_it_takes(monkeypatch: pytest.MonkeyPatch) -> 
     assert costs == pytest.approx([0.25, 1.5, 0.0])
 
 
+class FromZeroToOne(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.min()) < 0 or float(x.max()) > 1:
+            raise ValueError("pixels are from 0 to 1")
+        return super().forward(x)
+
+
+def test_a_block_is_measured_on_numbers_that_it_takes() -> None:
+    network = given_network([FromZeroToOne(4, 4), nn.Linear(4, 4)])
+    config = TrainConfig(loss="pred", batch_size=4)
+    assert len(measure_costs(config, network, infer_shapes(network, (4,)), 4, CPU)) == 2
+
+
 def test_group_training_is_balanced_by_arithmetic() -> None:
     network = given_network(create_model("mlp", input_shape=SHAPE, classes=4, hidden_units=8))
     config = TrainConfig(segments=2, batch_size=4)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config.catalog import LOSSES
 from pipeline.config.schema import ModelConfig, TrainConfig
@@ -20,6 +20,7 @@ from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
 from pipeline.network.blocks import Dropout
+from pipeline.network.sequential import given_network
 from pipeline.network.spec import infer_shapes
 from pipeline.network.zoo import named_network
 from pipeline.runtime.checkpoint import digest
@@ -185,6 +186,14 @@ def test_a_stage_holds_only_its_own_blocks() -> None:
         trained = {id(p) for group in stage.optimizer.param_groups for p in group["params"]}
         heads = (block.loss.parameters() for block in stage.blocks if block.loss is not None)
         assert trained == {id(p) for p in (*chain(*(b.block.parameters() for b in stage.blocks)), *chain(*heads))}
+
+
+def test_gradients_that_a_user_has_left_in_the_weights_are_forgotten() -> None:
+    layer = nn.Linear(6, 3)
+    layer(torch.ones(2, 6)).sum().backward()
+    network = given_network([layer])
+    build_stage(config(), network, infer_shapes(network, (6,)), 3, (1,), 0, CPU)
+    assert layer.weight.grad is None
 
 
 def test_the_learning_rate_follows_the_epoch_of_the_packet() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ class Written(nn.Module):
         self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
         self.act = nn.ReLU()
         self.scale = nn.Parameter(torch.full((8,), 1.5))
-        self.calls = 0
+        self.shift: Tensor
+        self.register_buffer("shift", torch.full((8,), 0.5))
+        self.calls, self.kept = 0, list[Any]()
         self._written = forward
 
     def forward(self, x: Tensor) -> Any:
@@ -72,9 +75,21 @@ def _drops_a_result(m: Any, x: Tensor) -> Any:
     return m.b(h)
 
 
+def _buffer_worked_on(m: Any, x: Tensor) -> Any:
+    return m.b((m.a(x) - m.shift[None]) / m.shift.sqrt())
+
+
+def _tensor_of_nothing(m: Any, x: Tensor) -> Any:
+    return m.b(m.a(x) + torch.arange(8.0))
+
+
+def _methods_of_modules(m: Any, x: Tensor) -> Any:
+    return m.b(m.a(x).float()).type(torch.float32)
+
+
 FORWARDS = (
     *(_plain, _functions, _in_place, _bare_parameter, _size_of_the_batch, _sides_of_the_input, _residual),
-    _drops_a_result,
+    *(_drops_a_result, _buffer_worked_on, _tensor_of_nothing, _methods_of_modules),
 )
 
 
@@ -108,6 +123,34 @@ def test_a_forward_of_an_instance_counts() -> None:
     assert torch.equal(nn.Sequential(*blocks_from(network))(x), network(x))
 
 
+def test_buffers_are_read_when_the_blocks_run() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        m.shift.add_(1)
+        return m.b(m.a(x) * (2 * m.shift))
+
+    network = Written(forward)
+    blocks, x = nn.Sequential(*blocks_from(copy.deepcopy(network))), torch.randn(4, 6)
+    assert network.shift[0] == 0.5, "tracing changes nothing"
+    for _ in range(3):
+        assert torch.equal(blocks(x), network(x))
+
+
+def test_children_may_be_called_as_methods_of_torchs_own_classes_are() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.graph, self.code, self.append, self.pop = (nn.Linear(6, 6) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.graph(x)
+            return self.pop(self.append(x + self.code(x)))
+
+    network, x = Named(), torch.randn(4, 6)
+    blocks = blocks_from(network)
+    assert len(blocks) == 4
+    assert torch.equal(nn.Sequential(*blocks)(x), network(x))
+
+
 def test_a_batch_folded_into_another_dimension_is_taken_apart_only_where_that_is_safe() -> None:
     """Between the views there are 5 rows a sample: nothing there may take them for the batch."""
 
@@ -137,6 +180,43 @@ def _counts(m: Any, x: Tensor) -> Any:
     return _plain(m, x)
 
 
+def _adds_to_a_buffer(m: Any, x: Tensor) -> Any:
+    m.shift += 1
+    return _plain(m, x)
+
+
+def _keeps(m: Any, x: Tensor) -> Any:
+    m.kept.append(x)
+    return _plain(m, x)
+
+
+def _freezes(m: Any, x: Tensor) -> Any:
+    with torch.no_grad():
+        x = m.a(x)
+    return m.b(x)
+
+
+def _in_half_precision(m: Any, x: Tensor) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return _plain(m, x)
+
+
+def _switches(m: Any, x: Tensor) -> Any:
+    m.act.eval()
+    return _plain(m, x)
+
+
+def _writes_to_a_tensor_of_nothing(m: Any, x: Tensor) -> Any:
+    x, mean = m.a(x), torch.zeros(8)
+    mean.add_(x.mean(0))
+    return m.b(x - mean)
+
+
+def _auxiliary(m: Any, x: Tensor) -> Any:
+    x = m.a(x)
+    return (m.b(x), m.act(x)) if m.training else m.b(x)
+
+
 def _asserts(m: Any, x: Tensor) -> Any:
     assert x.ndim == 2
     return _plain(m, x)
@@ -159,7 +239,17 @@ def _around_everything(m: Any, x: Tensor) -> Any:
     ("forward", "told"),
     [
         (_draws, "the forward of Written draws random numbers that are no module's"),
-        (_counts, "the forward of Written changes the module itself"),
+        (_counts, "the forward of Written changes calls of the module itself"),
+        (_adds_to_a_buffer, "the forward of Written changes shift of the module itself"),
+        (_keeps, "the forward of Written changes kept of the module itself"),
+        (_freezes, "child a is called below torch.no_grad or the like; let a child do that by itself"),
+        (_in_half_precision, "child a is called below torch.autocast or the like; let a child do that by itself"),
+        (_switches, "the forward of Written switches training mode, as .eval() does; do so outside of it"),
+        (
+            _writes_to_a_tensor_of_nothing,
+            "makes a tensor of nothing; register it as a buffer when the module is built",
+        ),
+        (_auxiliary, "than in evaluation: leave out child act, which is called only in training"),
         (_asserts, "the forward of Written cannot be traced without data (TraceError"),
         (_noisy_in_training, "Written does other things in training than in evaluation"),
         (_gives_a_dict, "the forward of Written gives a dict where a tensor is wanted"),
@@ -171,9 +261,11 @@ def _around_everything(m: Any, x: Tensor) -> Any:
     ],
 )
 def test_what_is_no_chain_is_told(forward: Callable[[Any, Tensor], Any], told: str) -> None:
-    text = message(lambda: blocks_from(Written(forward)), ConfigError)
+    network = Written(forward)
+    text = message(lambda: blocks_from(network), ConfigError)
     assert told in text
     assert text.endswith("give blocks_from an nn.Sequential, or train a list of modules, a block each")
+    assert (network.calls, network.kept, float(network.shift.sum())) == (0, [], 4), "tracing leaves nothing behind"
 
 
 def test_hooks_that_would_be_lost_are_told() -> None:

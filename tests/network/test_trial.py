@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import random
+import re
 import warnings
+from collections import deque
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from pipeline.errors import ConfigError
+from pipeline.network.copies import copied
 from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.spec import BlockShape, infer_shapes
 from tests.support.data import message
@@ -26,6 +33,10 @@ class Does(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self._act(self, self.layer(x))
+
+
+def drawn_by_numpy() -> float:
+    return float(np.random.rand())  # noqa: NPY002  as modules do
 
 
 def shapes_of(*blocks: nn.Module, shape: tuple[int, ...] = (6,)) -> list[BlockShape]:
@@ -50,6 +61,10 @@ def told(*blocks: nn.Module, shape: tuple[int, ...] = (6,)) -> str:
         (lambda m, h: h if m.training else h[:, :4], "but [4] in evaluation; let both be the same"),
         (lambda m, h: h[:, : len(h)], "but [3] in batches of 3; let both be the same"),
         (lambda m, h: h.detach(), "gives a result without gradient, so that its weights cannot learn"),
+        (lambda m, h: h.double(), "gives float64 in training where float32 is wanted; end it with .float()"),
+        (lambda m, h: h.half(), "gives float16 in training where float32 is wanted; end it with .float()"),
+        (lambda m, h: h * random.random(), "draws from the random numbers of Python or numpy"),
+        (lambda m, h: h * drawn_by_numpy(), "draw from torch's, such as torch.rand(())"),
     ],
 )
 def test_what_cannot_be_handed_on_is_told_before_training(act: Any, text: str) -> None:
@@ -57,12 +72,114 @@ def test_what_cannot_be_handed_on_is_told_before_training(act: Any, text: str) -
     assert text in found and found.startswith("block 0 (linear 0) ")
 
 
-def test_the_reason_is_the_blocks_own() -> None:
+def raises(error: Exception) -> Callable[[nn.Module, Tensor], Tensor]:
     def act(module: nn.Module, h: Tensor) -> Tensor:
-        raise KeyError("no such gate")
+        raise error
 
-    text = told(Does(act))
-    assert "block 0 (linear 0) does not take input of shape [6]: KeyError: 'no such gate'" in text
+    return act
+
+
+def test_the_reason_is_the_blocks_own() -> None:
+    text = told(Does(raises(KeyError("no such gate"))))
+    assert "block 0 (linear 0) does not take input of shape [6]: KeyError: 'no such gate' (with 2 samples in " in text
+
+
+def test_a_reason_without_words_is_told_by_its_line() -> None:
+    assert re.search(r"AssertionError: line \d+ of test_trial.py, raise error", told(Does(raises(AssertionError()))))
+
+
+def test_memory_that_runs_out_is_told_as_that() -> None:
+    text = told(Does(raises(RuntimeError("DefaultCPUAllocator: you tried to allocate 9 bytes"))))
+    assert "block 0 (linear 0) runs out of memory with 2 samples in training, each of shape [6]" in text
+    assert "you tried to allocate 9 bytes" in text and "does not take" not in text
+
+
+def test_a_result_of_inference_mode_is_told_as_one_without_gradient() -> None:
+    class Inferring(Does):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(x)
+
+    assert "gives a result without gradient, so that its weights cannot learn" in told(Inferring(lambda m, h: h))
+
+
+def test_class_scores_may_be_of_any_number_format() -> None:
+    assert len(shapes_of(nn.Linear(6, 8), Does(lambda m, h: h.double(), nn.Linear(8, 3)))) == 2
+
+
+class Beside(nn.Module):
+    """Adds something to what it is given, made with the layer by a function."""
+
+    def __init__(self, act: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self._act = nn.Linear(6, 6), act
+
+    def forward(self, x: Tensor) -> Any:
+        return x + self._act(self.layer, x)
+
+
+@pytest.mark.parametrize("act", [lambda layer, x: layer(x).detach(), lambda layer, x: x])
+def test_weights_that_get_no_gradient_are_told(act: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    found = told(Beside(act), nn.Linear(6, 3))
+    assert "block 0 (linear 0) gives none of its weights a gradient, so that they cannot learn" in found
+
+
+def test_layers_left_out_at_random_learn() -> None:
+    dropped = Beside(lambda layer, x: layer(x) if torch.rand(()) < 0.5 else x)
+    for _ in range(5):
+        assert len(shapes_of(dropped, nn.Linear(6, 3))) == 2
+
+
+class Keeps(nn.Module):
+    """A layer, and something that its first forward makes."""
+
+    def __init__(self, make: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.layer, self._make = nn.Linear(6, 8), make
+        self.register_buffer("seen", torch.empty(0))
+
+    def forward(self, x: Tensor) -> Any:
+        self._make(self)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda m: setattr(m, "scale", nn.Parameter(torch.ones(8))), "makes body.0.scale of shape [8], but what"),
+        (lambda m: m.register_buffer("mask", torch.ones(2, 8)), "makes body.0.mask of shape [2, 8], but what"),
+        (lambda m: setattr(m, "seen", torch.ones(8)), "makes body.0.seen of shape [8], before it [0], but what"),
+    ],
+)
+def test_what_a_first_forward_makes_is_told(make: Callable[[Any], None], text: str) -> None:
+    found = told(Keeps(make), nn.Linear(8, 3))
+    assert f"the first forward of block 0 (linear 0) {text}" in found
+    assert found.endswith("make it when the module is built, or run a batch through the network first")
+
+
+def test_a_buffer_that_is_not_kept_may_come_and_grow() -> None:
+    def make(module: Any) -> None:
+        module.register_buffer("mask", torch.ones(2, 8), persistent=False)
+
+    assert len(shapes_of(Keeps(make), nn.Linear(8, 3))) == 2
+
+
+def test_a_batch_of_one_sample_is_tried_where_there_will_be_one() -> None:
+    network = given_network([Does(lambda m, h: h.unsqueeze(2).squeeze()), nn.Linear(8, 3)])
+    assert len(infer_shapes(network, (6,))) == 2
+    text = message(lambda: infer_shapes(network, (6,), single=True), ConfigError)
+    assert "gives a tensor of shape [8] for a batch of 1 sample in evaluation; let it keep the batch" in text
+
+
+def test_a_block_that_takes_numbers_from_0_to_1_alone_gets_such() -> None:
+    class Strict(Does):
+        def forward(self, x: Tensor) -> Any:
+            if float(x.min()) < 0 or float(x.max()) > 1:
+                raise ValueError("pixels are from 0 to 1")
+            return self.layer(x)
+
+    strict, other = shapes_of(Strict(lambda m, h: h), nn.Linear(8, 3))
+    assert strict.manners.unit and not other.manners.unit
 
 
 def test_a_gradient_that_fails_is_told_before_training() -> None:
@@ -138,6 +255,81 @@ def test_trying_leaves_blocks_and_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert not network.training
+
+
+def test_trying_leaves_gradients_and_other_generators_alone() -> None:
+    layer = nn.Linear(6, 8)
+    layer.weight.grad = torch.ones(8, 6)
+    around = Does(lambda m, h: F.linear(h, layer.weight.T) + random.random() + drawn_by_numpy())
+    found = []
+    for draws in (False, True):
+        random.seed(3)
+        np.random.seed(3)  # noqa: NPY002
+        if draws:
+            told(layer, around)
+        found.append((random.random(), drawn_by_numpy()))
+    assert found[0] == found[1]
+    assert torch.equal(layer.weight.grad, torch.ones(8, 6))
+
+
+class Holds(nn.Module):
+    """A layer, and something that is no tensor."""
+
+    def __init__(self, held: object) -> None:
+        super().__init__()
+        self.layer, self.held = nn.Linear(6, 6), held
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)
+
+
+def test_what_cannot_be_copied_is_shared_with_the_copy() -> None:
+    held = [Lock(), F, iter([1]), deque([torch.ones(2, requires_grad=True) * 2])]
+    for each in held:
+        assert len(shapes_of(Holds(each))) == 1
+
+
+def test_a_module_that_refuses_to_be_copied_is_told() -> None:
+    class Refuses(Holds):
+        def __deepcopy__(self, memo: object) -> Any:
+            raise RuntimeError("one of me is enough")
+
+    text = told(Refuses(None))
+    assert "block 0 (linear 0) cannot be copied, which trying it out needs (RuntimeError: one of me is enough)" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # it is on its way out
+def test_the_copy_of_a_scripted_module_can_be_trained() -> None:
+    made = copied(torch.jit.script(nn.Linear(6, 6)))
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in made.parameters())
+
+
+class Counting(nn.Module):
+    seen: Tensor
+
+    def __init__(self, *, spare: bool) -> None:
+        super().__init__()
+        self.layer, self.aux, self.calls = nn.LazyLinear(8), nn.LazyLinear(8), 0
+        self.register_buffer("seen", torch.zeros(()))
+        self._spare = spare
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls, self.seen = self.calls + 1, self.seen + 1
+        return self.layer(x) + (self.aux(x) if self.training and not self._spare else 0)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_layers_of_training_alone_get_their_sizes_and_nothing_else_changes() -> None:
+    block = Counting(spare=False)
+    shapes_of(block)
+    assert type(block.aux) is nn.Linear and block.aux.weight.shape == (8, 6)
+    assert (block.calls, float(block.seen), block.training) == (0, 0, True)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_that_is_not_used_is_told() -> None:
+    text = told(Counting(spare=True))
+    assert "never uses its lazy parameter body.0.aux.weight; leave it out, or give it a size" in text
 
 
 def test_lazy_layers_get_their_sizes_and_keyed_weights() -> None:

@@ -454,6 +454,26 @@ def test_processes_with_different_networks_are_refused(tmp_path: Path) -> None:
     assert first == second and first.startswith("ConfigError block 2 (linear 2) does not take input of shape [9]")
 
 
+class Squeezes(nn.Module):
+    """Drops the batch, too, where it is one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x).unsqueeze(2).squeeze()
+
+
+def test_a_last_test_batch_of_one_sample_that_a_block_does_not_keep_is_told_before_training() -> None:
+    data, _ = toy()
+    blocks, config = [Squeezes(), nn.Linear(8, 3)], pipeline.TrainConfig(epochs=1, batch_size=20, threads=1)
+    one_left = torch.utils.data.Subset(data, range(21))
+    with pytest.raises(pipeline.ConfigError, match=r"a tensor of shape \[8\] for a batch of 1 sample in evaluation"):
+        pipeline.train(blocks, data, one_left, config)
+    assert pipeline.train(blocks, data, data, config).summary.epochs == 1
+
+
 def command(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return call(SCRIPT, *flags, cwd=cwd)
 
