@@ -93,8 +93,9 @@ def main(arguments: Sequence[str]) -> int:
         _LOOPBACK, port, None, True, timedelta(seconds=30), wait_for_workers=False, master_listen_fd=listener.detach()
     )
     children = _Children(rest, known.processes, port)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, children.signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, children.signal)
     try:
         return children.wait()
     finally:

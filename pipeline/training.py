@@ -306,15 +306,17 @@ def _open(job: _Job, options: Options, world: World, device: torch.device, closi
     `closing` is given what must be closed, also if this fails half-way.
     """
 
-    restarts = options.output is not None and world.rank == 0 and world.attempts.has_begun(_name(options.output))
-    parts = look_for_parts(world.control, options.output, AUTO if restarts else options.resume)
+    name, options = _name(options), _taken_over(options, world)
+    parts = look_for_parts(world.control, options.output, options.resume)
 
     def first() -> tuple[Beginning, TraceFile | None, Batches | None]:
         batches, output = job.batches(device), options.output
         trace = None if options.trace is None else TraceFile(options.trace, output)
         if output is not None:
             check_kept(_state(job.given))
-        beginning = _begin(options, world, closing, parts)
+        beginning = _begin(options, closing, parts)
+        if beginning.folder is not None:
+            world.attempts.begin(name, str(beginning.folder.path))
         if trace is not None:
             trace.check_writable()
         return beginning, trace, batches
@@ -333,30 +335,25 @@ def _open(job: _Job, options: Options, world: World, device: torch.device, closi
     return beginning, trace, batches, SIZES.share(world.control, mine)
 
 
-def _begin(options: Options, world: World, closing: contextlib.ExitStack, parts: Parts | None = None) -> Beginning:
-    """Open the run folder; in one that an earlier attempt of this launch has begun the run goes on."""
-    if options.output is None:
-        return begin(None, overwrite=False, resume=options.resume, parts=parts)
-    name = _name(options.output)
-    if world.attempts.has_begun(name):
-        beginning = begin(options.output, overwrite=False, resume=AUTO, parts=parts)
-    else:
-        beginning = begin(
-            options.output,
-            overwrite=options.overwrite,
-            resume=options.resume,
-            renames=options.renames,
-            parts=parts,
-        )
+def _begin(options: Options, closing: contextlib.ExitStack, parts: Parts | None) -> Beginning:
+    """Open the run folder, and find what to go on from."""
+    beginning = begin(
+        options.output, overwrite=options.overwrite, resume=options.resume, renames=options.renames, parts=parts
+    )
     if beginning.folder is not None:
         closing.callback(beginning.folder.close)
-    world.attempts.begin(name)
     return beginning
 
 
-def _name(output: str) -> str:
-    """By which the attempts of a launch know a run folder."""
-    return f"folder {Path(output).absolute()}"
+def _taken_over(options: Options, world: World) -> Options:
+    """Go on in the run folder that an earlier attempt of this launch has begun, if one has; process 0 alone asks."""
+    begun = None if options.output is None or world.rank > 0 else world.attempts.begun(_name(options))
+    return options if begun is None else replace(options, output=begun, overwrite=False, resume=AUTO, renames=False)
+
+
+def _name(options: Options) -> str:
+    """By which the attempts of a launch know a run folder: one that nobody has named has another path in each."""
+    return "own folder" if options.renames or options.output is None else f"folder {Path(options.output).absolute()}"
 
 
 def _threads(layout: Layout) -> tuple[int, ...] | int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -10,6 +12,7 @@ from pipeline.errors import ConfigError
 
 __all__ = ["Environment", "environment", "environment_of_group"]
 
+_NAME = re.compile(r"[\w.-]+")  # of a host
 _SPECIAL_STEP = 0xFFFFFFF0  # Slurm numbers the steps that are no tasks, such as a batch script's, from here on
 
 
@@ -80,12 +83,26 @@ def _placed(given: Mapping[str, str]) -> Environment:
 
 def _with_meeting(where: Environment, given: Mapping[str, str]) -> Environment:
     """With what is given of the place to meet, and of the attempts to."""
-    agent_store = given.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # Without WORLD_SIZE, which torchrun always sets, it is what an outer launch has left in the environment.
+    agent_store = given.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and "WORLD_SIZE" in given
     if (where.world_size > 1 or agent_store) and {"MASTER_ADDR", "MASTER_PORT"} <= given.keys():
         port = _number(given, "MASTER_PORT", 1, 65535)
-        where = replace(where, host=given["MASTER_ADDR"], port=port, agent_store=agent_store)
+        where = replace(where, host=_host(given["MASTER_ADDR"]), port=port, agent_store=agent_store)
     attempt, most = (_number(given, f"TORCHELASTIC_{name}", 0) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     return replace(where, attempt=attempt, may_restart=most > 0)
+
+
+def _host(text: str) -> str:
+    """A name or an address. Raises ConfigError for what can be neither, which nobody needs to look for."""
+    try:
+        if not _NAME.fullmatch(text):
+            ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ConfigError(
+            f"MASTER_ADDR is {text!r}; give the name or address of process 0's host alone, its port as MASTER_PORT, "
+            "or start the processes with torchrun"
+        ) from None
+    return text
 
 
 def _of_torchrun(given: Mapping[str, str]) -> Environment | None:
@@ -127,6 +144,7 @@ def _of_tasks(given: Mapping[str, str]) -> Environment:
     launchers = (
         ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
         ("mpirun", "PMI_SIZE", "PMI_RANK"),
+        ("mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
         ("srun", _slurm_tasks(given), "SLURM_PROCID"),
     )
     for launcher, tasks, rank in launchers:

@@ -200,8 +200,8 @@ class Stage:
             name = block.first_spoilt()
             if name is not None:
                 raise StageFailure(
-                    f"{name} of {self._called(block.index)} became nan or infinite at the end of epoch {at.epoch}, "
-                    f"before step {at.step} of the run; {self._remedy}"
+                    f"{name} of {self._called(block.index)} became nan or infinite in epoch {at.epoch}, before "
+                    f"step {at.step} of the run; {self._remedy}"
                 )
 
     def _called(self, index: int) -> str:

@@ -59,6 +59,7 @@ class RunFolder:
 
     def __init__(self, path: str, *, overwrite: bool, goes_on: bool = False) -> None:
         self.path = Path(path)
+        self._config = ""
         self._untold: list[str] = []  # lines of metrics.jsonl that could not be written yet
         new = not (overwrite or goes_on)
         if new:
@@ -108,6 +109,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write_config(self, toml: str) -> None:
+        self._config = toml
         self._write("config.toml", lambda part: part.write_text(toml, encoding="utf-8"))
 
     def restore(self, records: Sequence[EpochRecord]) -> None:
@@ -160,13 +162,20 @@ class RunFolder:
                 self._write("summary.json", lambda part: part.write_text(text, encoding="utf-8"))
             finally:
                 try:
-                    self._tell()
+                    self._complete(records)
                 finally:
                     self._finish_exits(exits, summary.weights_sha256)
         title = f"{summary.model} on {summary.dataset}, {summary.loss}"
         curves = self.path / "curves.png"
         draw = partial(save_curves, records, title=title)
         return attempt(str(curves), lambda: self._write(curves.name, draw))
+
+    def _complete(self, records: Sequence[EpochRecord]) -> None:
+        """Metrics of all epochs and the configuration, also where somebody has cleared them away meanwhile."""
+        self.restore(records)
+        self._untold.clear()
+        if self._config and not (self.path / "config.toml").exists():
+            self.write_config(self._config)
 
     def _finish_exits(self, exits: Mapping[str, Tensor], weights_sha256: str) -> None:
         """Write the local classifiers, where there are any, and drop what was evaluated of the weights before."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 __all__ = ["Attempts"]
@@ -16,16 +18,16 @@ class Attempts:
     def __init__(self, store: Store, attempt: int) -> None:
         self._store, self._attempt = PrefixStore("launch", store), attempt
 
-    def begin(self, name: str) -> None:
-        """Note that this attempt has begun something."""
-        self._store.set(_key(self._attempt, name), "")
+    def begin(self, name: str, path: str) -> None:
+        """Note that this attempt has begun something, and the path where."""
+        self._store.set(_key(self._attempt, name), json.dumps(path))
 
-    def has_begun(self, name: str) -> bool:
-        """Whether an earlier attempt has begun it, and this one has not."""
-        begun = [self._store.check([_key(attempt, name)]) for attempt in range(self._attempt + 1)]
-        return any(begun) and not begun[-1]
+    def begun(self, name: str) -> str | None:
+        """Where the last of the earlier attempts has begun it; None where none has, or this one has by now."""
+        last = next((at for at in range(self._attempt, -1, -1) if self._store.check([_key(at, name)])), self._attempt)
+        return None if last == self._attempt else str(json.loads(self._store.get(_key(last, name))))
 
 
 def _key(attempt: int, name: str) -> str:
-    """In ASCII: a name may hold a path, which need not be UTF-8, and a store takes no other text."""
+    """The store takes UTF-8 only, and a path may be none."""
     return f"{attempt}/{name!a}"

@@ -39,6 +39,8 @@ class Ending:
         self._requests: Requests | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup, to outlive the terminal
+            signal.signal(signal.SIGHUP, self._on_signal)
         if where.agent_store:
             threading.Thread(target=self._follow, args=(os.getppid(),), name="agent", daemon=True).start()
 
@@ -101,7 +103,7 @@ class Ending:
     def _leave_interrupted(self) -> NoReturn:
         """What was to be ended has not begun, or was to end at once."""
         where, requests = self._where, self._requests
-        by_torchrun = self._interrupted == "SIGTERM" and where.world_size > 1
+        by_torchrun = self._interrupted != "SIGINT" and where.world_size > 1
         if by_torchrun:
             # torchrun ends the others as soon as one has died, and one of them is to say so.
             gone = missing(where)  # now, while the others are here

@@ -38,12 +38,26 @@ def shared_store(where: Environment, limit_s: float) -> Store:
     hosts as long as it lives.
 
     Raises:
-        ConfigError: a host that is not known.
+        ConfigError: a host that is not known, or a process group that has no store.
         StageFailure: nobody answers there within `limit_s` seconds.
     """
     if dist.is_initialized():
-        return _get_default_store()  # no public name for the store behind the default group
+        return _store_of_group(where)
     return (_meet if where.agent_store else _meet_once)(where, limit_s)
+
+
+def _store_of_group(where: Environment) -> Store:
+    """That of the caller's process group, which keeps what it is given: MPI's has none, a fake one forgets."""
+    store: Store | None = _get_default_store()  # there is no public name for it
+    if store is not None:
+        name = f"pipeline/{where.rank}"
+        store.set(name, "here")
+        if store.get(name) == b"here":
+            return store
+    raise ConfigError(
+        f"the process group of {where.world_size} processes ({dist.get_backend()}) has no store in which they could "
+        "meet; make one of gloo or nccl, or destroy it to train in one process"
+    )
 
 
 def _meet(where: Environment, limit_s: float) -> Store:

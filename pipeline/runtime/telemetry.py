@@ -66,13 +66,14 @@ class Telemetry:
         self.control.at = packet.at
         if packet.kind is Kind.TRAIN:
             self._training = True
-        elif packet.kind is not Kind.SNAPSHOT and self._training:
-            self._training = False
+        elif self._training:
+            if packet.kind is not Kind.SNAPSHOT:
+                self._training = False
+                for stage in self.stages:
+                    stage.synchronize()
+                self._epoch_seconds = time.perf_counter() - self._since
             for stage in self.stages:
-                stage.synchronize()
-            self._epoch_seconds = time.perf_counter() - self._since
-            for stage in self.stages:
-                stage.check(packet.at)
+                stage.check(packet.at)  # also within an epoch: a snapshot takes the place of an older one
 
     def after(self, packet: Packet) -> None:
         """It has been worked on."""

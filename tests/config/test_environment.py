@@ -32,6 +32,11 @@ def test_by_hand_the_place_on_a_host_may_be_left_out() -> None:
     assert environment(BY_HAND | {"LOCAL_RANK": "0"}).local_rank == 0
 
 
+@pytest.mark.parametrize("host", ["::1", "fe80::1%eth0", "10.0.0.1", "node-3.local", "worker_0"])
+def test_addresses_and_names_of_hosts_are_taken(host: str) -> None:
+    assert environment(BY_HAND | {"MASTER_ADDR": host}).host == host
+
+
 def test_a_process_of_several_may_be_told_to_train_alone() -> None:
     where = environment(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"})
     assert (where.rank, where.world_size, where.local_rank, where.local_world_size) == (0, 1, 1, None)
@@ -51,6 +56,7 @@ def test_a_process_of_several_may_be_told_to_train_alone() -> None:
         {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"},
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
         {"PMI_SIZE": "2"},
+        MEETING | {"TORCHELASTIC_USE_AGENT_STORE": "True"},  # left by an outer launch
     ],
 )
 def test_this_is_the_only_process(variables: dict[str, str]) -> None:
@@ -73,6 +79,18 @@ def test_this_is_the_only_process(variables: dict[str, str]) -> None:
         (BY_HAND | {"RANK": "one"}, "RANK is 'one'; give a whole number from 0 to 2"),
         (BY_HAND | {"MASTER_PORT": "http"}, "MASTER_PORT is 'http'; give a whole number from 1 to 65535"),
         (BY_HAND | {"MASTER_PORT": "70000"}, "MASTER_PORT is '70000'; give a whole number from 1 to 65535"),
+        (
+            BY_HAND | {"MASTER_ADDR": "10.0.0.1:29500"},
+            "MASTER_ADDR is '10.0.0.1:29500'; give the name or address of",
+        ),
+        (
+            BY_HAND | {"MASTER_ADDR": "tcp://there"},
+            "MASTER_ADDR is 'tcp://there'; give the name or address of pr",
+        ),
+        (
+            BY_HAND | {"MASTER_ADDR": "[::1]"},
+            "MASTER_ADDR is '[::1]'; give the name or address of process 0's host",
+        ),
         (TORCHRUN | {"LOCAL_RANK": "2"}, "LOCAL_RANK is '2'; give a whole number from 0 to 1"),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE is '4'; give a whole number from 1 to 3"),
         (TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT is 'x'; give a whole number"),
@@ -95,6 +113,7 @@ def test_variables_that_make_no_sense_leave_one_process_that_says_so(variables: 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "0"}
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}
 HYDRA = {"PMI_SIZE": "4", "PMI_RANK": "2"}
+MVAPICH = {"MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_RANK": "2"}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +123,7 @@ HYDRA = {"PMI_SIZE": "4", "PMI_RANK": "2"}
         (SLURM | {"SLURM_STEP_NUM_TASKS": "4"}, "srun has started 4 processes (SLURM_STEP_NUM_TASKS)"),
         (OPEN_MPI, "mpirun has started 4 processes (OMPI_COMM_WORLD_SIZE)"),
         (HYDRA, "mpirun has started 4 processes (PMI_SIZE)"),
+        (MVAPICH, "mpirun has started 4 processes (MV2_COMM_WORLD_SIZE)"),
     ],
 )
 def test_tasks_without_a_place_to_meet_are_refused_and_process_0_says_so(variables: dict[str, str], who: str) -> None:

@@ -231,7 +231,7 @@ def test_divergence_in_the_last_step_shows_in_the_weights() -> None:
     stage.step(batch(0))
     stage.check(Position(1, 1))
     stage.blocks[1].block.get_parameter("encoder.bias").data[3] = torch.nan
-    message = r"^encoder\.bias of block 1 \(.+\) became nan or infinite at the end of epoch 1, before step 1 of"
+    message = r"^encoder\.bias of block 1 \(.+\) became nan or infinite in epoch 1, before step 1 of"
     with pytest.raises(StageFailure, match=message):
         stage.check(Position(1, 1))
 

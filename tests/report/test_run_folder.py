@@ -116,11 +116,15 @@ def test_an_epoch_that_could_not_be_written_down_comes_with_the_next(
 
 def test_a_folder_that_was_cleared_away_meanwhile_is_made_again(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "run"), overwrite=False)
+    folder.write_config("[train]\n")
+    folder.append(RUN.record)
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(OSError, match="No such file"):
         folder.append(RUN.record)
     assert finish(folder) == []
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == set(WRITTEN)
+    assert (tmp_path / "run" / "config.toml").read_text() == "[train]\n"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1, "as many as the run had"
 
 
 def test_a_link_to_nowhere_counts_as_a_file_in_the_way(tmp_path: Path) -> None:

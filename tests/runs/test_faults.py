@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,15 @@ def wait_for_training(folder: Path, timeout_s: float = 90) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """SIGHUP does what it does by default, also where the tests are run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_ctrl_c_ends_all_processes_with_a_short_message(tmp_path: Path, name: str) -> None:
     with torchrun(2, [*LONG, "--output", "run"], tmp_path) as launcher:
         wait_for_training(tmp_path / "run")
@@ -44,12 +53,23 @@ def test_ctrl_c_ends_all_processes_with_a_short_message(tmp_path: Path, name: st
     assert "pipeline/" not in printed, "a traceback of ours"
 
 
-def test_ctrl_c_ends_a_single_process(tmp_path: Path) -> None:
-    with started([SCRIPT, *LONG, "--output", "run"], 1, tmp_path) as team:
+ENDED_BY = """
+import runpy, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_ctrl_c_or_a_closed_terminal_ends_a_single_process(tmp_path: Path, name: str) -> None:
+    """SIGHUP used to end it at once, and nothing was saved."""
+    (tmp_path / "ended.py").write_text(ENDED_BY)
+    with started(["ended.py", SCRIPT, *LONG, "--output", "run"], 1, tmp_path) as team:
         wait_for_training(tmp_path / "run")
         (process,) = team.processes
         assert process.pid is not None
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.Signals[name])
         (end,) = team.finish(10)
     assert end.status == 1 and re.fullmatch(SAVED + "\n", end.stderr)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -137,11 +138,18 @@ def test_the_local_launcher_names_what_it_cannot_start(tmp_path: Path) -> None:
     assert done.returncode == 2 and "--processes is 0; give 1 to 1024" in done.stderr
 
 
-def test_the_local_launcher_listens_to_nobody_else_and_ends_with_what_it_has_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_local_launcher_listens_to_nobody_else_and_ends_with_what_it_has_started(
+    tmp_path: Path, name: str
+) -> None:
     command = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", *QUICK, "--epochs", "9000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [*command, "--output", "run"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        ["env", "--default-signal=HUP", *command, "--output", "run"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             told = tmp_path / "run" / "metrics.jsonl"
@@ -150,7 +158,7 @@ def test_the_local_launcher_listens_to_nobody_else_and_ends_with_what_it_has_sta
                 time.sleep(0.1)
             ours = [process.pid, *children(process.pid)]
             assert len(ours) == 3 and {address for pid in ours for address in listening(pid)} == {"0100007F"}
-            process.terminate()
+            process.send_signal(signal.Signals[name])
             _, printed = process.communicate(timeout=40)
         finally:
             process.kill()

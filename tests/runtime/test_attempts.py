@@ -15,29 +15,38 @@ from pipeline.errors import ConfigError
 from pipeline.report.run_folder import RunFolder
 from pipeline.runtime.attempts import Attempts
 from pipeline.runtime.world import World
-from pipeline.training import Options, _begin
+from pipeline.training import Options, _begin, _name, _taken_over
 
 
 def test_only_what_an_earlier_attempt_of_this_launch_has_begun_has_begun() -> None:
     store = HashStore()
     first, third = Attempts(store, 0), Attempts(store, 2)
-    assert not first.has_begun("a") and not third.has_begun("a")
-    first.begin("a")
-    assert not first.has_begun("a"), "its own"
-    assert third.has_begun("a") and not third.has_begun("b")
-    third.begin("a")
-    assert not third.has_begun("a"), "its own by now"
-    assert Attempts(store, 3).has_begun("a")
-    assert not Attempts(HashStore(), 1).has_begun("a"), "another launch"
+    assert first.begun("a") is third.begun("a") is None
+    first.begin("a", "here")
+    assert first.begun("a") is None, "its own"
+    assert third.begun("a") == "here" and third.begun("b") is None
+    third.begin("a", "there")
+    assert third.begun("a") is None, "its own by now"
+    assert Attempts(store, 3).begun("a") == "there"
+    assert Attempts(HashStore(), 1).begun("a") is None, "another launch"
+
+
+def test_a_path_may_be_of_any_bytes() -> None:
+    """The store takes UTF-8 only, which used to end the run in a traceback."""
+    store, name = HashStore(), "r\udcff"
+    Attempts(store, 0).begin(f"folder {name}", name)
+    assert Attempts(store, 1).begun(f"folder {name}") == name
 
 
 def world(store: HashStore, attempt: int) -> World:
     return World(Environment(0, 1, 0, 1, attempt=attempt), TrainConfig(), store)
 
 
-def begun(output: Path, where: World) -> RunFolder:
-    folder = _begin(Options(str(output)), where, ExitStack()).folder
+def begun(output: Path, where: World, *, renames: bool = False) -> RunFolder:
+    given = Options(str(output), renames=renames)
+    folder = _begin(_taken_over(given, where), ExitStack(), None).folder
     assert folder is not None
+    where.attempts.begin(_name(given), str(folder.path))
     return folder
 
 
@@ -72,6 +81,19 @@ def test_a_restart_knows_its_own_folder_by_a_name_that_is_no_utf8(tmp_path: Path
     begun(own, restarted)
     with pytest.raises(ConfigError, match="holds a run already"):
         begun(other, restarted)
+
+
+def test_a_restart_takes_over_a_folder_that_nobody_has_named(tmp_path: Path) -> None:
+    """Its name has the time in it, so that a restart used to begin another one."""
+    store, names = HashStore(), (tmp_path / "10-59-59", tmp_path / "11-00-00")
+    names[0].mkdir()
+    first = begun(names[0], world(store, 0), renames=True)
+    assert first.path == tmp_path / "10-59-59-2", "another run has the name"
+    first.close()
+    for attempt in (1, 2):
+        again = begun(names[1], world(store, attempt), renames=True)
+        assert again.path == first.path
+        again.close()
 
 
 def test_the_names_of_a_dead_attempt_are_not_those_of_the_next() -> None:

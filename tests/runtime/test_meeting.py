@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from collections.abc import Iterator
 
 import pytest
-from torch._C._distributed_c10d import TCPStore
+import torch.distributed as dist
+from torch._C._distributed_c10d import FakeStore, TCPStore
 
 from pipeline.config.environment import Environment
 from pipeline.errors import ConfigError, StageFailure
@@ -63,6 +65,17 @@ def test_a_host_that_is_not_known_is_a_users_mistake(port: int, monkeypatch: pyt
         ) as caught:
             shared_store(where(rank, port), 5)
         assert caught.value.rank == 0
+
+
+def test_a_group_whose_store_forgets_is_refused() -> None:
+    """It used to be waited in without an end."""
+    importlib.import_module("torch.testing._internal.distributed.fake_pg")  # which makes the kind known
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with pytest.raises(ConfigError, match=r"^the process group of 2 processes \(fake\) has no store in which"):
+            shared_store(Environment(0, 2), 5)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_process_0_hosts_the_store_and_waits_for_nobody(port: int) -> None:

@@ -242,6 +242,19 @@ def test_divergence_is_one_failure_in_all_processes_and_keeps_the_epochs_before(
     assert [epoch for epoch, _ in notes.epochs] == [1]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_has_diverged_is_no_snapshot(processes: int, fleets: Callable[..., Fleet]) -> None:
+    """Within a long epoch those used to take the places of all that had not."""
+    notes = Notes()
+    fleet = fleets(settings(epochs=2, checkpoint_every=1), (2, 4), processes, notes)
+    exploding = cast(Trainable, Exploding(fleet.stages[1], ValueError(), at=1))
+    feed = Feed(data(), fleet.config, notes)
+    (message,) = {str(error) for error in failures(fleet.sessions([fleet.stages[0], exploding]), feed)}
+    assert "the loss of block 4 (" in message and "in epoch 1, at step 1 of the run; lower --lr" in message
+    whole = [at for at, state in notes.snapshots.items() if any(name.startswith("4.") for name in state)]
+    assert whole == [Position(1, 1)]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_another_thread_may_abort_a_run(victim: int, fleets: Callable[..., Fleet]) -> None:
     config = settings(epochs=9)
