@@ -111,6 +111,8 @@ class Stage:
         scored = [block.index for block in blocks if block.loss is not None]
         self._meters = {kind: Meter(scored, self.device) for kind in ("train", "test")}
         self._training = True
+        for block in blocks:
+            block.train(True)  # whatever mode a user's own came in
         self._rate: float | None = None  # of the optimizer
         self._step = 0  # of the batch that is trained on
 

@@ -77,6 +77,13 @@ def test_in_place_layers_at_the_ends_of_a_block_change_no_bit(ends: str, loss: s
     assert len(states) == 1
 
 
+def test_a_network_given_in_evaluation_mode_learns_in_training_mode_from_the_first_step() -> None:
+    torch.manual_seed(5)
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)]
+    asleep = [copy.deepcopy(layer).eval() for layer in layers]
+    assert trained(asleep, (6,), (2,), "step") == trained(layers, (6,), (2,), "step")
+
+
 @pytest.mark.parametrize("loss", ["predsim", "glob"])
 def test_a_block_that_views_its_maps_learns_in_every_split(loss: str) -> None:
     class Viewed(nn.Module):
