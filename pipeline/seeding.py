@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from dataclasses import dataclass
+from typing import Any, Self
 
+import numpy as np
 import torch
 
-__all__ = ["derive_seed", "keyed_generator", "seed_default_generator"]
+__all__ = ["HostGenerators", "derive_seed", "keyed_generator", "seed_default_generator", "seed_host_generators"]
 
 
 def derive_seed(*key: int | str) -> int:
@@ -27,3 +31,34 @@ def seed_default_generator(device: torch.device, *key: int | str) -> None:
         torch.cuda.default_generators[index].manual_seed(derive_seed(*key))
     else:
         torch.default_generator.manual_seed(derive_seed(*key))
+
+
+def seed_host_generators(*key: int | str) -> None:
+    """Seed the global generators of Python, of NumPy, and of torch on the CPU, from which some modules draw."""
+    seed = derive_seed(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  the one that modules draw from
+    torch.default_generator.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class HostGenerators:
+    """States of the global generators of Python, of NumPy, and of torch on the CPU."""
+
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+    host: bytes
+
+    @classmethod
+    def now(cls, *, of_torch: bool = True) -> Self:
+        """As they are, torch's only if asked for."""
+        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+        own = torch.random.get_rng_state().numpy().tobytes() if of_torch else b""
+        return cls(random.getstate(), (kind, tuple(keys), *rest), own)
+
+    def restore(self) -> None:
+        """Set them back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        if self.host:
+            torch.random.set_rng_state(torch.frombuffer(bytearray(self.host), dtype=torch.uint8))

@@ -13,28 +13,20 @@ pieces ask for the size of the batch, they take it from what they are given.
 
 from __future__ import annotations
 
-import math
 import operator
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
-from pipeline.errors import first_line
-from pipeline.network.copies import copied
-from pipeline.network.kinds import is_layer, is_tail
+from pipeline.network.kinds import is_layer, is_tail, own_manners, unwrapped
+from pipeline.network.proof import same_by_run
+from pipeline.network.tracing import NotAChain, traced
 
-__all__ = ["Chain", "NotAChain", "Piece", "chain_of", "same_by_run"]
-
-
-class NotAChain(Exception):
-    """A forward that cannot be taken apart; the message says why."""
+__all__ = ["Chain", "NotAChain", "Piece", "chain_of"]
 
 
 @dataclass(frozen=True)
@@ -75,11 +67,11 @@ _SHRINKING = {
 def chain_of(module: nn.Module) -> Chain:
     """The pieces of a module's forward, in order.
 
-    Raises NotAChain if the forward cannot be traced, is not from one tensor to one tensor, or does something in
-    training that it does not do in evaluation.
+    Raises NotAChain if the forward cannot be traced faithfully, is not from one tensor to one tensor, or does
+    something in training that it does not do in evaluation.
     """
     _check_own(module)
-    chain = _Chain(module, _traced(module))
+    chain = _Chain(module, traced(module))
     pieces = chain.pieces(rewrite=True)
     if chain.asks_batch and not same_by_run(module, [piece.module for piece in pieces]):
         pieces = chain.pieces(rewrite=False)
@@ -93,121 +85,11 @@ def _check_own(module: nn.Module) -> None:
         raise NotAChain(f"{name} is compiled TorchScript")
     if type(module).forward is nn.Module.forward and "forward" not in vars(module):
         raise NotAChain(f"{name} has no forward")
-    kinds = ("forward", "forward_pre", "backward", "backward_pre")
-    found = [kind for kind in kinds if getattr(module, f"_{kind}_hooks", None)]
-    if found:
-        raise NotAChain(f"{name} has {found[0].replace('_', ' ')} hooks, which its children alone would not run")
+    own = own_manners(module)
+    if own:
+        raise NotAChain(f"{name} has {own}, which its children alone would not run")
     if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
         raise NotAChain(f"{name} has a __call__ of its own")
-
-
-class _Shell(nn.Module):
-    """Asks a module for its forward alone, with one argument, whatever the forward's defaults."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Any:
-        return self.inner.forward(x)
-
-
-class _Tracer(fx.Tracer):
-    """Looks into no child."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _traced(module: nn.Module) -> fx.Graph:
-    """The forward in training, with every value that is another one in evaluation chosen when it is run."""
-    training, evaluation = (_trace(module, mode) for mode in (True, False))
-    if _flow(training) != _flow(evaluation):
-        raise NotAChain(f"{type(module).__name__} does other things in training than in evaluation")
-    for one, other in zip(list(training.nodes), evaluation.nodes, strict=True):
-        _choose_when_run(training, one, other)
-    return training
-
-
-def _flow(graph: fx.Graph) -> list[tuple[str, Any, list[int]]]:
-    """What is called, and on the results of which calls."""
-    at = {node: index for index, node in enumerate(graph.nodes)}
-    return [(node.op, node.target, [at[each] for each in node.all_input_nodes]) for node in graph.nodes]
-
-
-def _trace(module: nn.Module, mode: bool) -> fx.Graph:
-    name = type(module).__name__
-    before = _state(module)
-    with _mode(module, mode), torch.random.fork_rng(devices=[]):
-        drawn = _drawn()
-        try:
-            graph: fx.Graph = _Tracer().trace(_Shell(module))
-        except Exception as error:  # whatever the user's code makes of a stand-in for a tensor
-            raise NotAChain(
-                f"the forward of {name} cannot be traced without data ({type(error).__name__}: {first_line(error)})"
-            ) from error
-        if _drawn() != drawn:
-            raise NotAChain(f"the forward of {name} draws random numbers that are no module's")
-    if _state(module) != before:
-        raise NotAChain(f"the forward of {name} changes the module itself")
-    return graph
-
-
-def _state(module: nn.Module) -> list[tuple[str, object]]:
-    """What a forward might leave behind, by identity; modes are somebody else's."""
-    return [
-        (f"{path}.{key}", value if isinstance(value, int | float) else id(value))
-        for path, each in module.named_modules()
-        for key, value in vars(each).items()
-        if key != "training"
-    ]
-
-
-def _drawn() -> tuple[bytes, Any, bytes]:
-    """Whether random numbers have been drawn shows here."""
-    state = np.random.get_state()  # noqa: NPY002  the one that modules draw from
-    return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), repr(state).encode()
-
-
-@contextmanager
-def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """The mode of a module and of all below, set without asking them, and put back."""
-    before = [(each, each.training) for each in module.modules()]
-    for each, _ in before:
-        each.training = training
-    try:
-        yield
-    finally:
-        for each, was in before:
-            each.training = was
-
-
-def _chosen(training: bool, one: Any, other: Any) -> Any:
-    return one if training else other
-
-
-def _choose_when_run(graph: fx.Graph, one: fx.Node, other: fx.Node) -> None:
-    """Let `one` take the constants of its twin in evaluation where they differ."""
-
-    def merged(mine: Any, theirs: Any) -> Any:
-        if isinstance(mine, fx.Node) or mine is theirs:
-            return mine
-        if isinstance(mine, tuple | list) and isinstance(theirs, tuple | list) and len(mine) == len(theirs):
-            return type(mine)(merged(a, b) for a, b in zip(mine, theirs, strict=True))
-        if isinstance(mine, dict) and isinstance(theirs, dict) and mine.keys() == theirs.keys():
-            return {key: merged(value, theirs[key]) for key, value in mine.items()}
-        if isinstance(mine, slice) and isinstance(theirs, slice):
-            ends = zip((mine.start, mine.stop, mine.step), (theirs.start, theirs.stop, theirs.step), strict=True)
-            return slice(*(merged(a, b) for a, b in ends))
-        if mine == theirs:
-            return mine
-        with graph.inserting_before(one):
-            return graph.call_function(_chosen, (graph.get_attr("inner.training"), mine, theirs))
-
-    args = tuple(merged(a, b) for a, b in zip(one.args, other.args, strict=True))
-    kwargs = {key: merged(value, other.kwargs[key]) for key, value in one.kwargs.items()}
-    if args != one.args or kwargs != one.kwargs:
-        one.args, one.kwargs = args, kwargs
 
 
 class _Chain:
@@ -251,7 +133,7 @@ class _Chain:
     def _piece(self, nodes: Sequence[fx.Node], given: fx.Node, handed_on: fx.Node) -> Piece:
         if len(nodes) == 1 and nodes[0].op == "call_module" and nodes[0].args == (given,) and not nodes[0].kwargs:
             name = _path(nodes[0])
-            child = self.module.get_submodule(name)
+            child = unwrapped(self.module.get_submodule(name))
             return Piece(name, child, True, is_layer(child), is_tail(child))
         graph = fx.Graph()
         known = {given: graph.placeholder("x")}
@@ -337,55 +219,3 @@ def _said(node: fx.Node) -> str:
     if node.op == "call_module":
         return f"child {_path(node)}"
     return str(getattr(node.target, "__name__", node.target))
-
-
-def same_by_run(module: nn.Module, pieces: Sequence[nn.Module]) -> bool:
-    """Whether the pieces compute what the module does, to the bit, on batches of two sizes that it takes.
-
-    False where no batch is found that it takes.
-    """
-    alone = copied(nn.ModuleList([module, nn.Sequential(*pieces)])).eval()
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for shape in _shapes_to_try(module):
-            try:
-                batches = [torch.randn(size, *shape, device=device) for size in (2, 3)]
-                wanted = [alone[0](batch) for batch in batches]
-            except Exception:
-                continue
-            try:
-                return all(torch.equal(alone[1](x), y) for x, y in zip(batches, wanted, strict=True))
-            except (RuntimeError, TypeError, ValueError, IndexError):
-                return False
-    return False
-
-
-def _shapes_to_try(module: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Of a sample that the first layer of a network takes."""
-    sides = [side for side in (getattr(module, "image_size", None),) if isinstance(side, int)] + [
-        64,
-        32,
-        28,
-        224,
-        16,
-        8,
-        96,
-        128,
-    ]
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.conv._ConvNd):
-            axes = len(layer.kernel_size)
-            yield from ((layer.in_channels, *(side,) * axes) for side in sides)
-        elif isinstance(layer, nn.Linear):
-            features = layer.in_features
-            yield (features,)
-            yield (5, features)
-            for channels in (1, 3):
-                side = math.isqrt(features // channels)
-                if side * side * channels == features:
-                    yield (channels, side, side)
-        elif isinstance(layer, nn.RNNBase):
-            yield (5, layer.input_size)
-        else:
-            continue
-        return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pipeline.errors import ConfigError
 from pipeline.network.sequential import blocks_from
+from pipeline.settings import plain_settings
 from tests.support.data import message
 
 
@@ -23,7 +26,8 @@ class Written(nn.Module):
         self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
         self.act = nn.ReLU()
         self.scale = nn.Parameter(torch.full((8,), 1.5))
-        self.calls = 0
+        self.calls, self.seen = 0, list[Any]()
+        self.register_buffer("running", torch.ones(8))
         self._written = forward
 
     def forward(self, x: Tensor) -> Any:
@@ -72,9 +76,19 @@ def _drops_a_result(m: Any, x: Tensor) -> Any:
     return m.b(h)
 
 
+def _buffer(m: Any, x: Tensor) -> Any:
+    x = m.a(x)
+    m.running.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+    return m.b(x * (m.running * 2 + 1))
+
+
+def _named_as_methods(m: Any, x: Tensor) -> Any:
+    return m.b(F.relu(m.a(x.to(torch.float32))).float())
+
+
 FORWARDS = (
     *(_plain, _functions, _in_place, _bare_parameter, _size_of_the_batch, _sides_of_the_input, _residual),
-    _drops_a_result,
+    *(_drops_a_result, _buffer, _named_as_methods),
 )
 
 
@@ -84,11 +98,11 @@ def test_the_blocks_of_a_forward_compute_what_it_does(forward: Callable[[Any, Te
     network, x = Written(forward).train(training), torch.randn(5, 6)
     blocks = nn.Sequential(*blocks_from(network)).train(training)
     results = []
-    for module in (network, blocks):
+    for module in (copy.deepcopy(network), blocks):
         torch.manual_seed(3)
-        results.append(module(x.clone()))
+        results.append([module(x.clone()), module(x.clone())])
     assert len(blocks) == 2
-    assert torch.equal(*results)
+    assert all(map(torch.equal, *results))
     assert network.training == training, "tracing leaves the mode alone"
 
 
@@ -151,6 +165,58 @@ def _gives_a_dict(m: Any, x: Tensor) -> Any:
     return {"scores": _plain(m, x)}
 
 
+def _frozen_part(m: Any, x: Tensor) -> Any:
+    with torch.no_grad():
+        x = m.a(x)
+    return m.b(x)
+
+
+def _half_part(m: Any, x: Tensor) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        x = m.a(x)
+    return m.b(x.float())
+
+
+class Sign(torch.autograd.Function):
+    """Lets gradients through."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def _binary(m: Any, x: Tensor) -> Any:
+    return m.b(Sign.apply(m.a(x)))
+
+
+def _makes_a_tensor(m: Any, x: Tensor) -> Any:
+    return m.b(m.a(x) * torch.linspace(0, 1, 8))
+
+
+def _keeps_in_a_list(m: Any, x: Tensor) -> Any:
+    m.seen.append(x)
+    return _plain(m, x)
+
+
+def _looks_for_gradients(m: Any, x: Tensor) -> Any:
+    return _plain(m, x * 2 if torch.is_grad_enabled() else x)
+
+
+def _looks_at_the_type(m: Any, x: Tensor) -> Any:
+    x = m.a(x)
+    return m.b(F.relu(x) if isinstance(x, Tensor) else x)
+
+
+def _adds_in_place_to_a_second_name(m: Any, x: Tensor) -> Any:
+    h = kept = m.a(x)
+    h += 1
+    return m.b(h * kept)
+
+
 def _around_everything(m: Any, x: Tensor) -> Any:
     return m.b(m.a(x)) + x[:, :3]
 
@@ -162,6 +228,14 @@ def _around_everything(m: Any, x: Tensor) -> Any:
         (_counts, "the forward of Written changes the module itself"),
         (_asserts, "the forward of Written cannot be traced without data (TraceError"),
         (_noisy_in_training, "Written does other things in training than in evaluation"),
+        (_frozen_part, "calls a below settings of its own, such as torch.no_grad or torch.autocast, which"),
+        (_half_part, "calls a below settings of its own"),
+        (_binary, "Sign has a backward of its own; call it in a module of its own"),
+        (_makes_a_tensor, "the forward of Written makes a tensor out of nothing, which would be made only once"),
+        (_keeps_in_a_list, "the forward of Written changes the module itself"),
+        (_looks_for_gradients, "Written does other things in training than in evaluation"),
+        (_looks_at_the_type, "Written cannot be taken apart: its pieces compute something else than it does"),
+        (_adds_in_place_to_a_second_name, "its pieces compute something else than it does"),
         (_gives_a_dict, "the forward of Written gives a dict where a tensor is wanted"),
         (
             _around_everything,
@@ -171,9 +245,11 @@ def _around_everything(m: Any, x: Tensor) -> Any:
     ],
 )
 def test_what_is_no_chain_is_told(forward: Callable[[Any, Tensor], Any], told: str) -> None:
-    text = message(lambda: blocks_from(Written(forward)), ConfigError)
+    network = Written(forward)
+    text = message(lambda: blocks_from(network), ConfigError)
     assert told in text
     assert text.endswith("give blocks_from an nn.Sequential, or train a list of modules, a block each")
+    assert network.calls == 0 and not network.seen, "nothing of the attempt is left"
 
 
 def test_hooks_that_would_be_lost_are_told() -> None:
@@ -181,6 +257,21 @@ def test_hooks_that_would_be_lost_are_told() -> None:
         network.register_forward_hook(lambda *_: None)
         text = message(lambda each=network: blocks_from(each), ConfigError)  # type: ignore[misc]
         assert "has forward hooks, which its children alone would not run" in text
+
+
+def test_a_train_of_its_own_that_would_be_lost_is_told() -> None:
+    class Frozen(Written):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            self.a.eval()
+            return self
+
+    class FrozenList(nn.Sequential):
+        train = Frozen.train
+
+    for network in (Frozen(_plain), FrozenList(nn.Linear(6, 4), nn.Linear(4, 3))):
+        text = message(lambda each=network: blocks_from(each), ConfigError)  # type: ignore[misc]
+        assert "has a method train of its own, which its children alone would not run" in text
 
 
 def test_a_hook_of_a_layer_stays_with_it() -> None:
@@ -194,6 +285,50 @@ def test_a_hook_of_a_layer_stays_with_it() -> None:
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_wrappers_are_left_out(wrap: Callable[[nn.Module], nn.Module]) -> None:
     assert len(blocks_from(wrap(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))))) == 2
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapper_with_hooks_is_told(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    wrapped = wrap(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)))
+    wrapped.register_forward_hook(lambda *_: None)
+    assert "has forward hooks" in message(lambda: blocks_from(wrapped), ConfigError)
+
+
+def test_a_wrapped_child_is_taken_apart_as_the_child_is() -> None:
+    trunk = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+    assert len(blocks_from(Whole(nn.DataParallel(trunk)))) == len(blocks_from(Whole(trunk))) == 3
+
+
+def test_children_may_have_the_names_of_methods() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.append, self.pop = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.pop(self.append(x))
+
+    network, x = Odd(), torch.randn(2, 6)
+    assert torch.equal(nn.Sequential(*blocks_from(network))(x), network(x))
+
+
+def test_a_network_with_a_parametrized_number_is_taken_apart() -> None:
+    network, x = Written(_bare_parameter), torch.randn(2, 6)
+    parametrize.register_parametrization(network, "scale", nn.Softplus())
+    blocks = blocks_from(network)
+    assert len(blocks) == 2
+    assert torch.equal(nn.Sequential(*blocks)(x), network(x))
+
+
+def test_the_blocks_do_not_depend_on_the_callers_settings() -> None:
+    with plain_settings():
+        network = Written(_size_of_the_batch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.device("meta"):
+            assert len(blocks_from(network)) == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_what_is_no_network_is_told() -> None:
