@@ -148,7 +148,7 @@ class Stage:
     def evaluate(self, packet: Packet) -> Packet:
         x = self._enter(packet, training=False)
         for block in self.blocks:
-            x = block.evaluate(x, self._targets)
+            x = block.evaluate(x, self._targets, packet.at.step)
         self._count("test", self.blocks)
         return packet.with_x(x)
 

@@ -20,7 +20,11 @@ def copied(module: M) -> M:
     `torch.nn.utils.weight_norm` or of a pruned layer, is no leaf: the copy gets its values.
     """
     computed = (value for each in module.modules() for value in _tensors(vars(each)) if not value.is_leaf)
-    return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
+    made = copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
+    for parameter in made.parameters():
+        if not parameter.is_leaf:  # of TorchScript, which copies by a computation
+            parameter.detach_().requires_grad_()
+    return made
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

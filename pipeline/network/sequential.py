@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -150,8 +150,7 @@ def _names(pieces: Sequence[Piece]) -> list[str]:
 
 def given_network(blocks: Sequence[nn.Module]) -> Network:
     """Describe blocks that the user built; a plain module becomes a block whose local loss sees its output."""
-    if not blocks:
-        raise ConfigError("the network has no blocks; pass at least one, the output layer")
+    blocks = _listed(blocks)
     for block in blocks:
         check_names(block)
     wrapped = [b if isinstance(b, Block) else SequentialBlock([("0", b)], 1) for b in blocks]
@@ -165,6 +164,23 @@ def given_network(blocks: Sequence[nn.Module]) -> Network:
             )
     _check_first(wrapped[0])
     return tuple(_given(block, index) for index, block in enumerate(wrapped))
+
+
+def _listed(blocks: object) -> list[nn.Module]:
+    """The blocks themselves. Raises ConfigError if they are no list of modules."""
+    whole = isinstance(blocks, nn.Module) and not isinstance(blocks, nn.Sequential | nn.ModuleList)
+    if whole or not isinstance(blocks, Iterable):
+        kind = type(blocks).__name__
+        raise ConfigError(f"blocks are a list of modules, not a {kind}; make them by pipeline.blocks_from(network)")
+    listed: list[nn.Module] = []
+    for index, block in enumerate(blocks):
+        if not isinstance(block, nn.Module):
+            kind = f"the class {block.__name__}" if isinstance(block, type) else f"a {type(block).__name__}"
+            raise ConfigError(f"block {index} is {kind}, not an nn.Module; give one, such as nn.Linear(8, 3)")
+        listed.append(block)
+    if not listed:
+        raise ConfigError("the network has no blocks; pass at least one, the output layer")
+    return listed
 
 
 def _check_first(block: Block) -> None:

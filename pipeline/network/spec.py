@@ -77,21 +77,28 @@ def infer_shapes(
         if spec.given is None:
             found = _infer(spec, shape, name)
         else:
-            found = _try(spec.given, shape, device, dtype, name, (seed, index))
+            found = _try(spec.given, shape, device, dtype, name, (seed, index), hidden=index + 1 < len(network))
         shapes.append(found)
         shape = found.outputs
     return shapes
 
 
 def _try(
-    block: Block, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, name: str, key: tuple[int, int]
+    block: Block,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+    key: tuple[int, int],
+    *,
+    hidden: bool,
 ) -> BlockShape:
     with plain_settings():
         try:
             materialize(block, shape, *key)
         except Exception as error:  # whatever the user's code raises
             raise _does_not_fit(name, shape, error) from error
-        trial = try_out(block, shape, device, dtype, name)
+        trial = try_out(block, shape, device, dtype, name, hidden=hidden)
     return BlockShape(shape, trial.features, trial.outputs, trial.macs, trial.manners)
 
 

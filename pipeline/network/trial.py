@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, first_line
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.copies import copied
 from pipeline.network.flops import FlopCounter
-from pipeline.seeding import keyed_generator, seed_default_generator
+from pipeline.seeding import HostGenerators, keyed_generator, seed_default_generator
 
 __all__ = ["Manners", "Trial", "lay_out", "materialize", "try_out"]
 
@@ -29,6 +29,9 @@ class Manners:
     channels_last: bool = True  # takes maps in this memory format; else they are row-major
     writes_input: bool = False
     writes_features: bool = False  # when it hands them on
+    wants_gradient: bool = False  # of its input: without, its weights get none either
+    draws_on_host: bool = False  # from generators of the host that are not the device's
+    draws_in_evaluation: bool = False
 
     def given(self, x: Tensor) -> Tensor:
         """The input as the block wants it, its own to write to if it does."""
@@ -69,7 +72,15 @@ def materialize(block: Block, shape: tuple[int, ...], seed: int, index: int) -> 
     block.train(training)
 
 
-def try_out(block: Block, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, name: str) -> Trial:
+def try_out(
+    block: Block,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+    *,
+    hidden: bool = True,
+) -> Trial:
     """Let copies of a block compute, learn and evaluate as in training, maps channels last if it takes them so.
 
     Args:
@@ -77,20 +88,22 @@ def try_out(block: Block, shape: tuple[int, ...], device: torch.device, dtype: t
         shape: of one sample.
         device, dtype: of the computation; mixed precision where the dtype is a half one.
         name: of the block, for people.
+        hidden: whether another block follows.
 
     Raises ConfigError if it cannot be trained, whatever it raises itself.
     """
-    devices = [device] if device.type == "cuda" else []
-    trials = (_Trial(block, shape, device, dtype, name, Manners(channels_last=last)) for last in (True, False))
+    devices, generators = [device] if device.type == "cuda" else [], HostGenerators.now(of_torch=False)
     failure: Exception | None = None
-    for trial in trials:
+    for last in (True, False):
         try:
             with torch.random.fork_rng(devices=devices):
-                return trial.run()
+                return _Trial(block, shape, device, dtype, name, hidden, Manners(channels_last=last)).run()
         except ConfigError:
             raise
         except Exception as error:  # whatever the user's code raises; of two the second, in torch's own format
             failure = error
+        finally:
+            generators.restore()
     raise ConfigError(
         f"{name} does not take input of shape {list(shape)}: {_reason(failure)}; change the block or the one before it"
     ) from failure
@@ -100,6 +113,8 @@ def _reason(error: Exception | None) -> str:
     text = first_line(error) if error is not None else ""
     if "indices" in text and "Long" in text:
         return f"it looks up token ids, which are not supported, since what blocks take are floats ({text})"
+    if "through the graph a second time" in text:
+        return "it computes with what it kept of the batch before, as with a hidden state; detach what it keeps"
     return f"{type(error).__name__}: {text}"
 
 
@@ -113,20 +128,46 @@ class _Trial:
         device: torch.device,
         dtype: torch.dtype,
         name: str,
+        hidden: bool,
         manners: Manners,
     ) -> None:
-        self.block = copied(block).to(device)
+        self.block = self._copy(block, name).to(device)
         lay_out(self.block, manners.channels_last)
         self.shape, self.device, self.dtype, self.name, self.manners = shape, device, dtype, name, manners
+        self.hidden = hidden
+
+    @staticmethod
+    def _copy(block: Block, name: str) -> Block:
+        try:
+            return copied(block)
+        except Exception as error:  # such as of a lock or an open file
+            raise ConfigError(
+                f"{name} cannot be copied, to be tried out before training ({type(error).__name__}: "
+                f"{first_line(error)}); keep what cannot be copied outside of it"
+            ) from error
 
     def run(self) -> Trial:
+        drawn = self._generators()
         self.block.train()
         (features, outputs), macs = self._watch(_SIZES[0])
         self._compare((features, outputs), self._watch(_SIZES[1])[0], f"in batches of {_SIZES[1]}")
-        self._learn()
+        self._learn_twice()
+        trained = self._generators()
         self.block.eval()
         self._compare((features, outputs), self._watch(_SIZES[0])[0], "in evaluation")
-        return Trial(features, outputs, macs, self.manners)
+        evaluated = self._generators()
+        manners = replace(
+            self.manners,
+            draws_on_host=drawn[0] != evaluated[0],
+            draws_in_evaluation=trained != evaluated,
+        )
+        return Trial(features, outputs, macs, manners)
+
+    def _generators(self) -> tuple[HostGenerators, bytes]:
+        """States of those of the host that are not the device's, and of the device's."""
+        on_gpu = self.device.type == "cuda"
+        own = torch.cuda.get_rng_state(self.device) if on_gpu else torch.random.get_rng_state()
+        return HostGenerators.now(of_torch=on_gpu), own.numpy().tobytes()
 
     def _watch(self, samples: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], int]:
         """Shapes of a sample's features and of what is handed on, and arithmetic; takes note of what is written to."""
@@ -136,25 +177,36 @@ class _Trial:
                 h = self._tensor(self.block.features(x), samples)
             with counter, _written_to(h) as features_written:
                 out = self._tensor(self.block.hand_on(h), samples)
-        self.manners = Manners(
-            self.manners.channels_last,
-            self.manners.writes_input or any(input_written),
-            self.manners.writes_features or any(features_written),
+        self.manners = replace(
+            self.manners,
+            writes_input=self.manners.writes_input or any(input_written),
+            writes_features=self.manners.writes_features or any(features_written),
         )
         return (tuple(h.shape[1:]), tuple(out.shape[1:])), counter.flops // (2 * samples)
 
-    def _learn(self) -> None:
-        """Forward and backward, with the gradient of the input too."""
-        x = self._batch(_SIZES[0]).requires_grad_()
-        with torch.enable_grad(), self._autocast():
-            h = self.block.features(self.manners.given(x))
-            out = self.block.hand_on(self.manners.handed(h))
-            if not h.requires_grad:
+    def _learn_twice(self) -> None:
+        """Without the gradient of the input and with it; what a block keeps of one batch must not harm the next."""
+        for with_gradient in (False, True):
+            learns = self._learn(with_gradient)
+            if not learns and with_gradient:
                 raise ConfigError(
                     f"{self.name} gives a result without gradient, so that its weights cannot learn; leave out what "
                     "detaches it, such as .detach(), .data or torch.no_grad()"
                 )
-            (h.float().square().mean() + out.float().mean()).backward()
+            self.manners = replace(self.manners, wants_gradient=self.manners.wants_gradient or not learns)
+
+    def _learn(self, with_gradient: bool) -> bool:
+        """Forward and backward; whether a weight has got a gradient."""
+        parameters = list(self.block.parameters())
+        for parameter in parameters:
+            parameter.grad = None
+        x = self._batch(_SIZES[0]).requires_grad_(with_gradient)
+        with torch.enable_grad(), self._autocast():
+            h = self.block.features(self.manners.given(x))
+            out = self.block.hand_on(self.manners.handed(h))
+            if h.requires_grad:
+                (h.float().square().mean() + out.float().mean()).backward()
+        return h.requires_grad and any(parameter.grad is not None for parameter in parameters)
 
     def _batch(self, samples: int) -> Tensor:
         x = torch.randn(samples, *self.shape, generator=keyed_generator("trial", samples))
@@ -173,6 +225,11 @@ class _Trial:
         if not out.is_floating_point():
             raise ConfigError(
                 f"{self.name} gives {str(out.dtype).removeprefix('torch.')} {mode}, but gradients need floating point"
+            )
+        if self.hidden and out.dtype not in (torch.float32, self.dtype):
+            raise ConfigError(
+                f"{self.name} gives {str(out.dtype).removeprefix('torch.')} {mode}, but the weights that follow are "
+                "float32; let it give that, as by .float()"
             )
         if out.ndim < 2 or len(out) != samples:
             raise ConfigError(

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 from pipeline.errors import ConfigError
 from pipeline.network.blocks import SequentialBlock
 from pipeline.network.sequential import blocks_from, given_network
+from tests.support.data import message
 
 
 def test_a_sequential_is_cut_at_children_with_weights() -> None:
@@ -85,3 +86,22 @@ def test_a_block_that_cannot_learn_is_refused() -> None:
     frozen = nn.Linear(4, 4).requires_grad_(False)
     with pytest.raises(ConfigError, match="block 1 has no parameter that learns"):
         given_network([nn.Linear(4, 4), frozen, nn.Linear(4, 2)])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "told"),
+    [
+        (nn.Linear(4, 2), "blocks are a list of modules, not a Linear; make them by pipeline.blocks_from"),
+        ([nn.Linear(4, 4), torch.relu], "block 1 is a builtin_function_or_method, not an nn.Module"),
+        ([nn.Linear(4, 4), nn.ReLU], "block 1 is the class ReLU, not an nn.Module; give one"),
+        ({"first": nn.Linear(4, 4)}, "block 0 is a str, not an nn.Module"),
+        (3, "blocks are a list of modules, not a int"),
+        ([], "the network has no blocks"),
+    ],
+)
+def test_blocks_that_are_no_list_of_modules_are_told(blocks: Any, told: str) -> None:
+    assert told in message(lambda: given_network(blocks), ConfigError)
+
+
+def test_blocks_may_come_one_by_one() -> None:
+    assert len(given_network(nn.Linear(4, 4) for _ in range(2))) == 2  # type: ignore[arg-type]

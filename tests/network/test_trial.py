@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import random
+import threading
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from pipeline.errors import ConfigError
+from pipeline.network.copies import copied
 from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.spec import BlockShape, infer_shapes
+from pipeline.seeding import HostGenerators
 from tests.support.data import message
 
 
@@ -138,6 +143,49 @@ def test_trying_leaves_blocks_and_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert not network.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_numbers_that_the_next_block_does_not_take_are_told(dtype: torch.dtype) -> None:
+    odd = Does(lambda m, h: h.to(dtype))
+    name = str(dtype).removeprefix("torch.")
+    assert f"gives {name} in training, but the weights that follow are float32" in told(odd, nn.Linear(8, 3))
+    assert len(shapes_of(nn.Linear(6, 6), odd)) == 2, "nothing follows the output layer"
+
+
+def test_what_is_kept_of_the_batch_before_with_its_gradient_is_told() -> None:
+    def recurrent(m: Any, h: Tensor) -> Tensor:
+        before = getattr(m, "before", None)
+        m.before = h if before is None or len(before) != len(h) else h + before
+        return cast(Tensor, m.before)
+
+    assert "computes with what it kept of the batch before, as with a hidden state; detach" in told(Does(recurrent))
+
+
+def test_a_block_that_cannot_be_copied_is_told() -> None:
+    block = Does(lambda m, h: h)
+    block.lock = threading.Lock()  # type: ignore[assignment]
+    text = told(block)
+    assert "cannot be copied, to be tried out before training (TypeError: cannot pickle '_thread.lock'" in text
+
+
+def test_scripted_layers_are_copied_as_what_can_learn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Linear(6, 3))
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in copied(scripted).parameters())
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_draws_from_other_generators_are_noticed_and_undone(draw: Callable[[], float]) -> None:
+    training = Does(lambda m, h: h * draw() if m.training else h)
+    always = Does(lambda m, h: nn.functional.dropout(h))
+    quiet = Does(lambda m, h: nn.functional.dropout(h, training=m.training))
+    before = HostGenerators.now()
+    found = [shapes_of(block)[0].manners for block in (training, always, quiet)]
+    assert [each.draws_on_host for each in found] == [True, False, False]
+    assert [each.draws_in_evaluation for each in found] == [False, True, False]
+    assert HostGenerators.now() == before
 
 
 def test_lazy_layers_get_their_sizes_and_keyed_weights() -> None:
