@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ def _computed(module: nn.Module, shape: tuple[int, ...]) -> list[object]:
     """What a copy makes of the batch of each run; None for what it does not take."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     generators, results = HostGenerators.now(), list[object]()
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _uncompiled(), torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for training, samples in _RUNS:
             seed_host_generators("proof")
             seed_default_generator(device, "proof")
@@ -46,6 +48,14 @@ def _computed(module: nn.Module, shape: tuple[int, ...]) -> list[object]:
                 results.append(None)
     generators.restore()
     return results
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Lets what is to be compiled run as it is: compiling takes long, and rounds otherwise."""
+    if "torch._dynamo" not in sys.modules:  # whose import takes long, too: nothing is to be compiled
+        return nullcontext()
+    eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def _same(wanted: Sequence[object], found: Sequence[object]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -297,6 +297,19 @@ def test_a_wrapper_with_hooks_is_told(wrap: Callable[[nn.Module], nn.Module]) ->
 def test_a_wrapped_child_is_taken_apart_as_the_child_is() -> None:
     trunk = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
     assert len(blocks_from(Whole(nn.DataParallel(trunk)))) == len(blocks_from(Whole(trunk))) == 3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, by itself
+def test_a_child_that_is_to_be_compiled_is_not_compiled_yet() -> None:
+    compiled = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    trunk = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    assert len(blocks_from(Whole(cast(nn.Module, torch.compile(trunk, backend=backend))))) == 3
+    assert not compiled
 
 
 def test_children_may_have_the_names_of_methods() -> None:
