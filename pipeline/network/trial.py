@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.copies import copied
 from pipeline.network.flops import FlopCounter
+from pipeline.network.formats import lay_out
 from pipeline.seeding import HostGenerators, keyed_generator, seed_default_generator
 
-__all__ = ["Manners", "Trial", "lay_out", "materialize", "try_out"]
+__all__ = ["Manners", "Trial", "materialize", "try_out"]
 
 _SIZES = (2, 3)  # of a batch: what a sample's shape says must not depend on it
 
@@ -51,14 +52,6 @@ class Trial:
     outputs: tuple[int, ...]
     macs: int
     manners: Manners
-
-
-def lay_out(module: nn.Module, channels_last: bool) -> None:
-    """Give the weights of convolutions of maps, and buffers like them, a memory format."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.to(memory_format=layout)
 
 
 def materialize(block: Block, shape: tuple[int, ...], seed: int, index: int) -> None:
