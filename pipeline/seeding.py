@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-__all__ = ["derive_seed", "keyed_generator", "others_kept", "seed_default_generator"]
+__all__ = ["HostGenerators", "derive_seed", "keyed_generator", "seed_default_generator", "seed_host_generators"]
 
 
 def derive_seed(*key: int | str) -> int:
@@ -33,20 +33,32 @@ def seed_default_generator(device: torch.device, *key: int | str) -> None:
         torch.default_generator.manual_seed(derive_seed(*key))
 
 
-@contextmanager
-def others_kept() -> Iterator[Callable[[], bool]]:
-    """Python's and numpy's generators, which nothing here is drawn from, afterwards as they were before.
+def seed_host_generators(*key: int | str) -> None:
+    """Seed the global generators of Python, of NumPy, and of torch on the CPU, from which some modules draw."""
+    seed = derive_seed(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  the one that modules draw from
+    torch.default_generator.manual_seed(seed)
 
-    Yields a function that tells whether they have been drawn from since.
-    """
-    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002  the one that modules draw from
 
-    def drawn() -> bool:
-        now = np.random.get_state()  # noqa: NPY002
-        return random.getstate() != python or repr(now) != repr(numbers)
+@dataclass(frozen=True)
+class HostGenerators:
+    """States of the global generators of Python, of NumPy, and of torch on the CPU."""
 
-    try:
-        yield drawn
-    finally:
-        random.setstate(python)
-        np.random.set_state(numbers)  # noqa: NPY002
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+    host: bytes
+
+    @classmethod
+    def now(cls, *, of_torch: bool = True) -> Self:
+        """As they are, torch's only if asked for."""
+        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+        own = torch.random.get_rng_state().numpy().tobytes() if of_torch else b""
+        return cls(random.getstate(), (kind, tuple(keys), *rest), own)
+
+    def restore(self) -> None:
+        """Set them back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        if self.host:
+            torch.random.set_rng_state(torch.frombuffer(bytearray(self.host), dtype=torch.uint8))

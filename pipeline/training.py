@@ -232,7 +232,7 @@ def _train(
     if folder is not None:
         folder.write_config(to_toml(keeping.config))
         folder.restore(keeping.records)
-    world.bulk.from_first(_state(job.given))
+    world.bulk.from_first(_buffers(job.given) | _state(job.given))
     stages = [
         build_stage(
             working, layout.network, layout.shapes, layout.classes, split, index, numerics, sizes.steps_per_epoch
@@ -364,6 +364,12 @@ def _threads(layout: Layout) -> tuple[int, ...] | int:
 def _state(blocks: Sequence[Block]) -> dict[str, Tensor]:
     """Weights and buffers of a user's blocks, by the names of `model.safetensors`."""
     return {f"{index}.{name}": x for index, block in enumerate(blocks) for name, x in block.state_dict().items()}
+
+
+def _buffers(blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """Those, too, that are not kept with the weights, such as tables that each process has drawn for itself."""
+    named = ((f"{index}.{name}", x) for index, block in enumerate(blocks) for name, x in block.named_buffers())
+    return {name: x for name, x in named if x.layout == torch.strided}
 
 
 def _give_back(blocks: Sequence[Block], weights: Mapping[str, Tensor], world: World) -> None:

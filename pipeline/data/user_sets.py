@@ -24,7 +24,7 @@ from pipeline.data.samples import (
     to_labels,
 )
 from pipeline.errors import DataError
-from pipeline.seeding import derive_seed
+from pipeline.seeding import seed_host_generators
 
 __all__ = ["library_split"]
 
@@ -206,10 +206,7 @@ def _channels_last(images: Tensor) -> Tensor:
 def _keyed_globals(*key: int | str) -> Iterator[None]:
     """Seed what random transforms draw from, and leave everybody else's draws as they were."""
     states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    seed = derive_seed(*key)
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    seed_host_generators(*key)
     try:
         yield
     finally:

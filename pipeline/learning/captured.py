@@ -18,13 +18,11 @@ A block that cannot be recorded is run plainly among those that are.
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +33,7 @@ from pipeline.learning.losses import Targets
 from pipeline.learning.meter import Scored
 from pipeline.learning.optimizer import is_recordable
 from pipeline.network.blocks import canonical
+from pipeline.seeding import HostGenerators
 
 __all__ = ["Acting", "Capture", "run_forward", "run_segments", "run_update"]
 
@@ -102,6 +101,7 @@ class _Recorded:
         self.block, self.gradient_in = block, block.gradient_in
         self.scored: Scored | None = None
         self._graphs = graphs
+        self._apart = block.numerics.device.type != "cpu"  # torch's generator on the host is not the block's
         self._forward: Replay | None = None
         self._update: Replay | None = None
         self._gradient: Tensor | None = None
@@ -147,12 +147,12 @@ class _Recorded:
 
     def _record(self, work: Callable[[], None]) -> Replay:
         """Raises _NotRecorded."""
-        before, spoilt = _HostGenerators.now(self.block.numerics.device), ""
+        before, spoilt = HostGenerators.now(of_torch=self._apart), ""
         try:
             replay = self._graphs.record(work)
         except Exception as error:  # dropped here: its traceback keeps graphs of autograd that belong to the recording
             spoilt = first_line(error)
-        if not spoilt and _HostGenerators.now(self.block.numerics.device) != before:
+        if not spoilt and HostGenerators.now(of_torch=self._apart) != before:
             spoilt = "it draws random numbers on the host, which a graph would repeat"
         if spoilt:
             before.restore()
@@ -282,26 +282,3 @@ class Capture:
 def _empty_out(block: LocalBlock, batch: int) -> Tensor:
     """Memory for what a block hands on, or for the gradient of that."""
     return canonical(block.gives.empty(batch, block.numerics.device), block.numerics.channels_last)
-
-
-@dataclass(frozen=True)
-class _HostGenerators:
-    """States of the generators whose numbers a recording would freeze."""
-
-    python: tuple[Any, ...]
-    numpy: tuple[Any, ...]
-    host: bytes
-
-    @classmethod
-    def now(cls, device: torch.device) -> Self:
-        """As they are; torch's own on the host counts only where the blocks are not there."""
-        kind, keys, *rest = np.random.get_state()  # noqa: NPY002  the one that modules draw from
-        own = b"" if device.type == "cpu" else torch.random.get_rng_state().numpy().tobytes()
-        return cls(random.getstate(), (kind, tuple(keys), *rest), own)
-
-    def restore(self) -> None:
-        """Set them back."""
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        if self.host:
-            torch.random.set_rng_state(torch.frombuffer(bytearray(self.host), dtype=torch.uint8))

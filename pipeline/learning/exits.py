@@ -22,8 +22,8 @@ from pipeline.learning.heads import decoder_pool, pooled_features
 from pipeline.learning.losses import class_scores, classifier_outputs
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.flops import FlopCounter
+from pipeline.network.formats import lay_out
 from pipeline.network.spec import BlockShape
-from pipeline.network.trial import lay_out
 from pipeline.text import shown
 
 __all__ = ["Classifier", "Confident", "EarlyExits", "create_classifiers"]

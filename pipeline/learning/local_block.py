@@ -20,7 +20,7 @@ from pipeline.learning.packet import TensorSpec
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.spec import BlockShape, HeadBuilder
 from pipeline.network.trial import Manners
-from pipeline.seeding import seed_default_generator
+from pipeline.seeding import seed_default_generator, seed_host_generators
 
 __all__ = ["LocalBlock", "create_loss"]
 
@@ -140,11 +140,14 @@ class LocalBlock:
 
     def seed(self, step: int) -> None:
         """Key the random numbers of the block's next forward."""
-        seed_default_generator(self.numerics.device, self.config.seed, "block", self.index, step)
+        key = (self.config.seed, "block", self.index, step)
+        if self.manners.draws_on_host:
+            seed_host_generators(*key)
+        seed_default_generator(self.numerics.device, *key)
 
     def compute(self, x: Tensor) -> Tensor:
         """`forward` with whatever random numbers come."""
-        if self.gradient_out:
+        if self.gradient_out or self.manners.wants_gradient:
             x = x.detach().requires_grad_()
         with self.numerics.autocast():
             h = self._features(self.manners.given(x))
@@ -175,7 +178,7 @@ class LocalBlock:
             roots.append(loss)
             gradients.append(self._one)
         torch.autograd.backward(roots, gradients)
-        passed = self._x.grad
+        passed = self._x.grad if self.gradient_out else None
         self.release()
         return None if passed is None else canonical(passed, self.numerics.channels_last)
 
@@ -184,9 +187,11 @@ class LocalBlock:
         self._x = self._h = self._out = torch.empty(0)
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, targets: Targets) -> Tensor:
+    def evaluate(self, x: Tensor, targets: Targets, step: int) -> Tensor:
         """What the block hands on in evaluation mode, by the average where there is one; what its loss makes of the
-        batch is in `scored`."""
+        batch is in `scored`. `step` keys the random numbers of a block that draws even then."""
+        if self.manners.draws_in_evaluation:
+            self.seed(step)
         averaged = contextlib.nullcontext() if self.average is None else self.average.in_place()
         with averaged, self.numerics.autocast():
             h = self.block.features(self.manners.given(x))

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from pipeline.network.trial import lay_out
+from pipeline.network.formats import lay_out
 
 __all__ = ["FORMATS", "Numerics"]
 

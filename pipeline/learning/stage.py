@@ -112,6 +112,8 @@ class Stage:
         scored = [block.index for block in blocks if block.loss is not None]
         self._meters = {kind: Meter(scored, self.device) for kind in ("train", "test")}
         self._training = True
+        for block in blocks:
+            block.train(True)  # whatever mode a user's own came in
         self._rate: float | None = None  # of the optimizer
         self._step = 0  # of the batch that is trained on
 
@@ -147,7 +149,7 @@ class Stage:
     def evaluate(self, packet: Packet) -> Packet:
         x = self._enter(packet, training=False)
         for block in self.blocks:
-            x = block.evaluate(x, self._targets)
+            x = block.evaluate(x, self._targets, packet.at.step)
         self._count("test", self.blocks)
         return packet.with_x(x)
 

@@ -14,9 +14,8 @@ nothing, such as `torch.arange(8.0)`, is made once, and kept.
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +23,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from pipeline.network.copies import copied
-from pipeline.network.kinds import is_layer, is_tail
+from pipeline.network.kinds import is_layer, is_tail, unwrapped
+from pipeline.network.proof import same_by_run
 from pipeline.network.tracing import NotAChain, Shell, path_of, said, traced
 
-__all__ = ["Chain", "NotAChain", "Piece", "chain_of", "same_by_run"]
+__all__ = ["Chain", "NotAChain", "Piece", "chain_of"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class _Chain:
     def _piece(self, nodes: Sequence[fx.Node], given: fx.Node, handed_on: fx.Node) -> Piece:
         if len(nodes) == 1 and nodes[0].op == "call_module" and nodes[0].args == (given,) and not nodes[0].kwargs:
             name = path_of(nodes[0])
-            child = self.module.get_submodule(name)
+            child = unwrapped(self.module.get_submodule(name))
             return Piece(name, child, True, is_layer(child), is_tail(child))
         graph, root = fx.Graph(), nn.Module()
         root.training = self.module.training
@@ -209,55 +208,3 @@ def _name(nodes: Sequence[fx.Node]) -> str:
     children = [path_of(node) for node in nodes if node.op == "call_module"]
     functions = [said(node) for node in nodes if node.op.startswith("call")]
     return f"{children[0]}_and_more" if children else functions[-1]
-
-
-def same_by_run(module: nn.Module, pieces: Sequence[nn.Module]) -> bool:
-    """Whether the pieces compute what the module does, to the bit, on batches of two sizes that it takes.
-
-    False where no batch is found that it takes.
-    """
-    alone = copied(nn.ModuleList([module, nn.Sequential(*pieces)])).eval()
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for shape in _shapes_to_try(module):
-            try:
-                batches = [torch.randn(size, *shape, device=device) for size in (2, 3)]
-                wanted = [alone[0](batch) for batch in batches]
-            except Exception:
-                continue
-            try:
-                return all(torch.equal(alone[1](x), y) for x, y in zip(batches, wanted, strict=True))
-            except (RuntimeError, TypeError, ValueError, IndexError):
-                return False
-    return False
-
-
-def _shapes_to_try(module: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Of a sample that the first layer of a network takes."""
-    sides = [side for side in (getattr(module, "image_size", None),) if isinstance(side, int)] + [
-        64,
-        32,
-        28,
-        224,
-        16,
-        8,
-        96,
-        128,
-    ]
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.conv._ConvNd):
-            axes = len(layer.kernel_size)
-            yield from ((layer.in_channels, *(side,) * axes) for side in sides)
-        elif isinstance(layer, nn.Linear):
-            features = layer.in_features
-            yield (features,)
-            yield (5, features)
-            for channels in (1, 3):
-                side = math.isqrt(features // channels)
-                if side * side * channels == features:
-                    yield (channels, side, side)
-        elif isinstance(layer, nn.RNNBase):
-            yield (5, layer.input_size)
-        else:
-            continue
-        return

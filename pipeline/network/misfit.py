@@ -29,6 +29,8 @@ def _reason(error: Exception) -> str:
         return (
             f"it looks up token ids, which are not supported, since what blocks take are floats ({first_line(error)})"
         )
+    if "through the graph a second time" in text:
+        return "it computes with what it kept of the batch before, as with a hidden state; detach what it keeps"
     if not text:
         at = traceback.extract_tb(error.__traceback__)[-1]
         text = f"line {at.lineno} of {Path(at.filename).name}, {at.line}"

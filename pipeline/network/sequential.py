@@ -14,15 +14,20 @@ from pipeline.errors import ConfigError
 from pipeline.network.blocks import Block, SequentialBlock
 from pipeline.network.chain import NotAChain, Piece, chain_of
 from pipeline.network.dtypes import check_dtypes
-from pipeline.network.kinds import is_layer, is_plain_sequential, is_tail, of_torch
+from pipeline.network.kinds import is_layer, is_plain_sequential, is_tail, of_torch, unwrapped
+from pipeline.network.proof import same_by_run
 from pipeline.network.shadowing import check_names
 from pipeline.network.sharing import check_separate, unexpand
 from pipeline.network.spec import BlockSpec, Network
+from pipeline.settings import plain_settings
 from pipeline.text import shown
 
 __all__ = ["CUSTOM", "blocks_from", "given_network"]
 
+_REMEDY = "give blocks_from an nn.Sequential, or train a list of modules, a block each"
 
+
+@plain_settings()
 def blocks_from(network: nn.Module) -> list[Block]:
     """Cut a network into blocks, one at each child that is a layer: that has weights and is not a normalisation.
 
@@ -35,14 +40,16 @@ def blocks_from(network: nn.Module) -> list[Block]:
                           are taken apart in turn, with two exceptions: classes of torch, and modules with a forward of
                           their own whose class is used again, such as residual blocks, unless they chain such modules
 
-    The blocks, one after the other, compute what the network does, to the bit. Wrappers such as `torch.compile` and
-    `DataParallel` are left out.
+    The blocks, one after the other, compute what the network does, to the bit: where its forward is taken apart, a run
+    on copies shows it. Wrappers such as `torch.compile` and `DataParallel` are left out.
 
     Raises:
         ConfigError: the network has no layer, it is not a chain, two blocks share a parameter or buffer, or a method
             of a user's class hides one of torch's.
     """
-    network = _unwrapped(network)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"blocks_from takes an nn.Module, not a {type(network).__name__}; give it the network")
+    network = unwrapped(network)
     check_names(network)
     pieces = _children(network) if is_plain_sequential(network) else _taken_apart(network)
     groups: list[list[Piece]] = [[]]
@@ -55,44 +62,36 @@ def blocks_from(network: nn.Module) -> list[Block]:
         raise ConfigError(f"the network of {children} children has no weights; add a layer such as nn.Linear")
     blocks = [_sequential_block(group, output=group is groups[-1]) for group in groups]
     check_separate(blocks)
+    if type(network) is not nn.Sequential and same_by_run(network, blocks) is False:
+        raise ConfigError(
+            f"{type(network).__name__} cannot be taken apart: its pieces compute something else than it does, as "
+            f"where a forward asks for the type of its input; {_REMEDY}"
+        )
     return blocks
-
-
-def _unwrapped(network: nn.Module) -> nn.Module:
-    """The network itself, out of what torch wraps around one."""
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"blocks_from takes an nn.Module, not a {type(network).__name__}; give it the network")
-    while True:
-        inner = getattr(network, "_orig_mod", None)  # torch.compile's
-        if isinstance(network, DataParallel | DistributedDataParallel):
-            inner = network.module
-        if not isinstance(inner, nn.Module):
-            return network
-        network = inner
 
 
 def _children(sequential: nn.Module) -> list[Piece]:
     # named_children would skip a module used twice
-    children = ((name, child) for name, child in sequential._modules.items() if child is not None)
+    children = ((name, unwrapped(child)) for name, child in sequential._modules.items() if child is not None)
     return [Piece(name, child, True, is_layer(child), is_tail(child)) for name, child in children]
 
 
 def _taken_apart(network: nn.Module) -> list[Piece]:
     """The pieces of a module with a forward of its own. Raises ConfigError where it is not a chain of layers."""
-    if of_torch(network) and type(network).forward not in (nn.Module.forward, nn.Sequential.forward):
+    known = isinstance(network, nn.Sequential | DataParallel | DistributedDataParallel)
+    if of_torch(network) and not known and type(network).forward is not nn.Module.forward:
         return [Piece("0", network, True, is_layer(network), False)]
     name = type(network).__name__
-    remedy = "give blocks_from an nn.Sequential, or train a list of modules, a block each"
     try:
         chain = chain_of(network)
     except NotAChain as error:
-        raise ConfigError(f"{name} cannot be taken apart: {error}; {remedy}") from error
+        raise ConfigError(f"{name} cannot be taken apart: {error}; {_REMEDY}") from error
     layers = [piece for piece in chain.pieces if piece.layer]
     if len(layers) == 1 and layers[0].child and not is_plain_sequential(layers[0].module):
         inner = _taken_apart(layers[0].module)
         return [each for piece in chain.pieces for each in (inner if piece is layers[0] else [piece])]
     if len(layers) == 1 and not layers[0].child and _layers_in(layers[0].module) > 1:
-        raise ConfigError(f"the children of {name} do not run one after the other: {chain.hold()}; {remedy}")
+        raise ConfigError(f"the children of {name} do not run one after the other: {chain.hold()}; {_REMEDY}")
     classes = Counter(type(module) for module in network.modules())
     return [each for piece in chain.pieces for each in _opened(piece, classes)]
 

@@ -24,6 +24,7 @@ def check_separate(blocks: Sequence[nn.Module]) -> None:
     """
     for index, block in enumerate(blocks):
         _check_plain(index, block)
+        _check_own(index, block)
     memories: dict[tuple[torch.device, int], list[_Extent]] = defaultdict(list)
     for index, block in enumerate(blocks):
         for name, tensor in _tensors(block):
@@ -60,6 +61,25 @@ def _check_plain(index: int, block: nn.Module) -> None:
                 f"block {index} keeps {name}, which is of the kind {what}; only plain tensors can be kept with the "
                 "weights: make it one, or leave it out of the state"
             )
+
+
+def _check_own(index: int, block: nn.Module) -> None:
+    """Raise ConfigError unless the state is the block's own tensors: what is loaded or sent is copied into them."""
+    state, again = block.state_dict(), block.state_dict()
+    own = dict((*block.named_buffers(remove_duplicate=False), *block.named_parameters(remove_duplicate=False)))
+    for name, value in state.items():
+        kept = again[name] if name.endswith("_extra_state") else own.get(name)
+        if kept is None or not (is_lazy(value) or kept.data_ptr() == value.data_ptr()):
+            raise ConfigError(
+                f"block {index} keeps {name}, which is no tensor of its own, as where a hook changes what state_dict "
+                "gives; leave the hook out while training"
+            )
+    missing = [name for name, _ in block.named_parameters() if name not in state]
+    if missing:
+        raise ConfigError(
+            f"block {index} leaves the parameter {missing[0]} out of its state, so that it could not be kept; leave "
+            "the hook that does so out while training"
+        )
 
 
 def _tensors(block: nn.Module) -> Iterator[tuple[str, Tensor]]:

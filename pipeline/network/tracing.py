@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.errors import first_line
-from pipeline.seeding import others_kept
+from pipeline.network.kinds import own_manners
+from pipeline.seeding import HostGenerators
 
 __all__ = ["NotAChain", "Shell", "path_of", "said", "traced"]
 
@@ -28,10 +29,9 @@ def _check_own(module: nn.Module) -> None:
         raise NotAChain(f"{name} is compiled TorchScript")
     if type(module).forward is nn.Module.forward and "forward" not in vars(module):
         raise NotAChain(f"{name} has no forward")
-    kinds = ("forward", "forward_pre", "backward", "backward_pre")
-    found = [kind for kind in kinds if getattr(module, f"_{kind}_hooks", None)]
-    if found:
-        raise NotAChain(f"{name} has {found[0].replace('_', ' ')} hooks, which its children alone would not run")
+    own = own_manners(module)
+    if own:
+        raise NotAChain(f"{name} has {own}, which its children alone would not run")
     if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
         raise NotAChain(f"{name} has a __call__ of its own")
 
@@ -119,17 +119,19 @@ def _flow(graph: fx.Graph) -> list[tuple[str, Any, list[int]]]:
 
 
 def _trace(module: nn.Module, mode: bool) -> tuple[fx.Graph, Shell]:
-    name, tables = type(module).__name__, _tables(module)
+    name, tables, drawn = type(module).__name__, _tables(module), HostGenerators.now()
     try:
-        with _mode(module, mode), torch.enable_grad(), torch.random.fork_rng(devices=[]), others_kept() as drawn:
-            before, shell = torch.random.get_rng_state(), Shell(module)
+        with _mode(module, mode), torch.set_grad_enabled(mode), _own_backwards_told():
+            shell = Shell(module)
             graph = _graph_of(shell, mode)
-            if drawn() or not torch.equal(torch.random.get_rng_state(), before):
-                raise NotAChain(f"the forward of {name} draws random numbers that are no module's")
             if any(each.training != mode for each in module.modules()):
                 raise NotAChain(f"the forward of {name} switches training mode, as .eval() does; do so outside of it")
     finally:
         changed = [each for each in map(_put_back, tables) if each]
+        draws = HostGenerators.now() != drawn
+        drawn.restore()
+    if draws:
+        raise NotAChain(f"the forward of {name} draws random numbers that are no module's")
     if changed:
         raise NotAChain(f"the forward of {name} changes {changed[0]} of the module itself")
     return graph, shell
@@ -179,6 +181,25 @@ def _is(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
     """Whether key and value are the same, numbers by what they are."""
     same = one[1] is other[1] or (isinstance(other[1], int | float) and one[1] == other[1])
     return one[0] == other[0] and bool(same)
+
+
+@contextmanager
+def _own_backwards_told() -> Iterator[None]:
+    """Refuse functions with a backward of their own: a stand-in passes through their forward alone."""
+    function = torch.autograd.Function
+    own = vars(function).get("apply")
+
+    def refused(cls: type, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"{cls.__name__} has a backward of its own; call it in a module of its own")
+
+    setattr(function, "apply", classmethod(refused))  # noqa: B010  as mypy wants it
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(function, "apply")
+        else:
+            setattr(function, "apply", own)  # noqa: B010
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from pipeline.errors import ConfigError, first_line, out_of_memory
 from pipeline.network.blocks import Block, canonical
 from pipeline.network.copies import copied
 from pipeline.network.flops import FlopCounter
+from pipeline.network.formats import lay_out
 from pipeline.network.misfit import misfit
-from pipeline.seeding import keyed_generator, others_kept, seed_default_generator
+from pipeline.seeding import HostGenerators, keyed_generator, seed_default_generator, seed_host_generators
 
-__all__ = ["SIZES", "Manners", "Trial", "lay_out", "try_out"]
+__all__ = ["SIZES", "Manners", "Trial", "try_out"]
 
 SIZES = (2, 3)  # of a batch: what a sample's shape says must not depend on it
 _TRIES = 8  # of the gradients: layers may be left out at random, as in stochastic depth
@@ -32,6 +33,9 @@ class Manners:
     writes_input: bool = False
     writes_features: bool = False  # when it hands them on
     unit: bool = False  # refuses numbers that are not from 0 to 1
+    wants_gradient: bool = False  # of its input: without, its weights get none either
+    draws_on_host: bool = False  # from generators of the host that are not the device's
+    draws_in_evaluation: bool = False
 
     def made_up(self, *sizes: int, generator: torch.Generator) -> Tensor:
         """Numbers that it takes."""
@@ -55,14 +59,6 @@ class Trial:
     outputs: tuple[int, ...]
     macs: int
     manners: Manners
-
-
-def lay_out(module: nn.Module, channels_last: bool) -> None:
-    """Give the weights of convolutions of maps, and buffers like them, a memory format."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.to(memory_format=layout)
 
 
 def try_out(
@@ -123,31 +119,39 @@ class _Trial:
         self.tried = ""  # last, for people
 
     def run(self) -> Trial:
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), others_kept() as drawn:
-            for device in {torch.device("cpu"), self.device}:
-                seed_default_generator(device, "trial")
-            trial = self._run()
-            if drawn():
-                raise ConfigError(
-                    f"{self.name} draws from the random numbers of Python or numpy, so that weights would depend on "
-                    "where it runs; draw from torch's, such as torch.rand(())"
-                )
-        return trial
+        kept = HostGenerators.now()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            try:
+                seed_host_generators("trial")
+                seed_default_generator(self.device, "trial")
+                return self._run()
+            finally:
+                kept.restore()
 
     def _run(self) -> Trial:
         self.block = self._copy()
-        before = _sizes(self.block)
+        before, drawn = _sizes(self.block), self._generators()
         self.block.train()
         (features, outputs), macs = self._watch(SIZES[0])
         self._compare((features, outputs), self._watch(SIZES[1])[0], f"in batches of {SIZES[1]}")
         self._learn()
+        trained = self._generators()
         self.block.eval()
         self._compare((features, outputs), self._watch(SIZES[0])[0], "in evaluation")
         if self.single:
             self._compare((features, outputs), self._watch(1)[0], "in evaluation in batches of 1")
         self._check_kept(before)
-        return Trial(features, outputs, macs, self.manners)
+        evaluated = self._generators()
+        manners = replace(
+            self.manners, draws_on_host=drawn[0] != evaluated[0], draws_in_evaluation=trained != evaluated
+        )
+        return Trial(features, outputs, macs, manners)
+
+    def _generators(self) -> tuple[HostGenerators, bytes]:
+        """States of those of the host that are not the device's, and of the device's."""
+        on_gpu = self.device.type == "cuda"
+        own = torch.cuda.get_rng_state(self.device) if on_gpu else torch.random.get_rng_state()
+        return HostGenerators.now(of_torch=on_gpu), own.numpy().tobytes()
 
     def _copy(self) -> Block:
         try:
@@ -176,32 +180,42 @@ class _Trial:
         return (tuple(h.shape[1:]), tuple(out.shape[1:])), counter.flops // (2 * samples)
 
     def _learn(self) -> None:
-        """Forward and backward, with the gradient of the input too; some weight must get one."""
+        """Forward and backward, without the gradient of the input and with it; some weight must get one.
+
+        What a block keeps of one batch must not harm the next.
+        """
+        plainly = self._weights_get_gradients(of_input=False)
+        if not self._weights_get_gradients(of_input=True):
+            raise ConfigError(
+                f"{self.name} gives none of its weights a gradient, so that they cannot learn; let its result depend "
+                "on them without .detach(), .data or torch.no_grad()"
+            )
+        self.manners = replace(self.manners, wants_gradient=not plainly)
+
+    def _weights_get_gradients(self, *, of_input: bool) -> bool:
         theirs = list(self.given.parameters())  # what a user's function keeps of the block is the original's
-        kept = [parameter.grad for parameter in theirs]
+        own, kept = list(self.block.parameters()), [parameter.grad for parameter in theirs]
         try:
-            for parameter in theirs:
+            for parameter in (*own, *theirs):
                 parameter.grad = None
             for _ in range(_TRIES):
-                self._backward()
-                if any(parameter.grad is not None for parameter in (*self.block.parameters(), *theirs)):
-                    return
+                self._backward(of_input)
+                if any(parameter.grad is not None for parameter in (*own, *theirs)):
+                    return True
+            return False
         finally:
             for parameter, gradient in zip(theirs, kept, strict=True):
                 parameter.grad = gradient
-        raise ConfigError(
-            f"{self.name} gives none of its weights a gradient, so that they cannot learn; let its result depend on "
-            "them without .detach(), .data or torch.no_grad()"
-        )
 
-    def _backward(self) -> None:
-        x = self._batch(SIZES[0]).requires_grad_()
+    def _backward(self, of_input: bool) -> None:
+        x = self._batch(SIZES[0]).requires_grad_(of_input)
         with torch.enable_grad(), self._autocast():
             h = self.block.features(self.manners.given(x))
             out = self.block.hand_on(self.manners.handed(h))
-            if not h.requires_grad:
+            if h.requires_grad:
+                (h.float().square().mean() + out.float().mean()).backward()
+            elif of_input:
                 raise ConfigError(self._without_gradient())
-            (h.float().square().mean() + out.float().mean()).backward()
 
     def _without_gradient(self) -> str:
         return (

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.numerics import Numerics
@@ -75,6 +79,72 @@ def test_in_place_layers_at_the_ends_of_a_block_change_no_bit(ends: str, loss: s
                 trained(layers, (6,), split, how, loss=loss) for how in ("step", "forward")[loss != "predsim" :]
             }
     assert len(states) == 1
+
+
+def test_a_network_given_in_evaluation_mode_learns_in_training_mode_from_the_first_step() -> None:
+    torch.manual_seed(5)
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)]
+    asleep = [copy.deepcopy(layer).eval() for layer in layers]
+    assert trained(asleep, (6,), (2,), "step") == trained(layers, (6,), (2,), "step")
+
+
+class Recomputed(nn.Module):
+    """Gives its weights a gradient only where its input has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.layer, x, use_reentrant=True)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("loss", ["predsim", "glob"])
+def test_a_block_whose_weights_learn_only_with_a_gradient_of_the_input_learns(loss: str) -> None:
+    states = set()
+    for middle in (Recomputed(), nn.Sequential(OrderedDict(layer=nn.Linear(8, 8)))):
+        torch.manual_seed(5)
+        layers = [nn.Linear(6, 8), middle, nn.Linear(8, 3)]
+        for layer in layers:
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter, std=0.1)
+        splits = ((3,), (1, 2)) if loss == "glob" else ((3,), (1, 1, 1))
+        states |= {trained(layers, (6,), split, "forward", loss=loss) for split in splits}
+    assert len(states) == 1
+
+
+class Skips(nn.Module):
+    """Draws from one of the generators that are not torch's, or from torch's in evaluation."""
+
+    def __init__(self, draw: Callable[[], float], always: bool = False) -> None:
+        super().__init__()
+        self._draw, self._always = draw, always
+
+    def forward(self, x: Tensor) -> Any:
+        return x * 2 if (self.training or self._always) and self._draw() < 0.5 else x
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_numbers_from_other_generators_than_torchs_are_keyed(draw: Callable[[], float]) -> None:
+    torch.manual_seed(5)
+    layers = [nn.Linear(6, 8), Skips(draw), nn.Linear(8, 8), Skips(draw), nn.Linear(8, 3)]
+    states = {trained(layers, (6,), split, how) for split in ((3,), (1, 2)) for how in ("step", "forward")}
+    assert len(states) == 1
+
+
+def test_numbers_drawn_in_evaluation_are_keyed() -> None:
+    layers = [nn.Linear(6, 8), Skips(lambda: float(torch.rand(())), always=True), nn.Linear(8, 3)]
+    network = given_network(blocks_from(nn.Sequential(*layers)))
+    config, shapes = TrainConfig(batch_size=6, decoder_dim=32), infer_shapes(network, (6,))
+    stage = build_stage(config, network, shapes, 3, (2,), 0, CPU)
+    x = torch.randn(6, 6)
+    results = []
+    for step in (1, 2, 3, 4, 5, 6):
+        packet = Packet.of(Kind.EVALUATE, Position(1, step), x, torch.zeros(6, dtype=torch.int64))
+        results.append(stage.evaluate(packet).x)
+        assert torch.equal(stage.evaluate(packet).x, results[-1])
+    assert not all(torch.equal(each, results[0]) for each in results)
 
 
 @pytest.mark.parametrize("loss", ["predsim", "glob"])

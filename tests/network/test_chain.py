@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pipeline.errors import ConfigError
 from pipeline.network.sequential import blocks_from
+from pipeline.settings import plain_settings
 from tests.support.data import message
 
 
@@ -26,6 +28,7 @@ class Written(nn.Module):
         self.scale = nn.Parameter(torch.full((8,), 1.5))
         self.shift: Tensor
         self.register_buffer("shift", torch.full((8,), 0.5))
+        self.register_buffer("running", torch.ones(8))
         self.calls, self.kept = 0, list[Any]()
         self._written = forward
 
@@ -87,9 +90,19 @@ def _methods_of_modules(m: Any, x: Tensor) -> Any:
     return m.b(m.a(x).float()).type(torch.float32)
 
 
+def _buffer(m: Any, x: Tensor) -> Any:
+    x = m.a(x)
+    m.running.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+    return m.b(x * (m.running * 2 + 1))
+
+
+def _named_as_methods(m: Any, x: Tensor) -> Any:
+    return m.b(F.relu(m.a(x.to(torch.float32))).float())
+
+
 FORWARDS = (
     *(_plain, _functions, _in_place, _bare_parameter, _size_of_the_batch, _sides_of_the_input, _residual),
-    *(_drops_a_result, _buffer_worked_on, _tensor_of_nothing, _methods_of_modules),
+    *(_drops_a_result, _buffer_worked_on, _buffer, _tensor_of_nothing, _methods_of_modules, _named_as_methods),
 )
 
 
@@ -99,11 +112,11 @@ def test_the_blocks_of_a_forward_compute_what_it_does(forward: Callable[[Any, Te
     network, x = Written(forward).train(training), torch.randn(5, 6)
     blocks = nn.Sequential(*blocks_from(network)).train(training)
     results = []
-    for module in (network, blocks):
+    for module in (copy.deepcopy(network), blocks):
         torch.manual_seed(3)
-        results.append(module(x.clone()))
+        results.append([module(x.clone()), module(x.clone())])
     assert len(blocks) == 2
-    assert torch.equal(*results)
+    assert all(map(torch.equal, *results))
     assert network.training == training, "tracing leaves the mode alone"
 
 
@@ -231,6 +244,37 @@ def _gives_a_dict(m: Any, x: Tensor) -> Any:
     return {"scores": _plain(m, x)}
 
 
+class Sign(torch.autograd.Function):
+    """Lets gradients through."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def _binary(m: Any, x: Tensor) -> Any:
+    return m.b(Sign.apply(m.a(x)))
+
+
+def _looks_for_gradients(m: Any, x: Tensor) -> Any:
+    return _plain(m, x * 2 if torch.is_grad_enabled() else x)
+
+
+def _looks_at_the_type(m: Any, x: Tensor) -> Any:
+    x = m.a(x)
+    return m.b(F.relu(x) if isinstance(x, Tensor) else x)
+
+
+def _adds_in_place_to_a_second_name(m: Any, x: Tensor) -> Any:
+    h = kept = m.a(x)
+    h += 1
+    return m.b(h * kept)
+
+
 def _around_everything(m: Any, x: Tensor) -> Any:
     return m.b(m.a(x)) + x[:, :3]
 
@@ -252,6 +296,10 @@ def _around_everything(m: Any, x: Tensor) -> Any:
         (_auxiliary, "than in evaluation: leave out child act, which is called only in training"),
         (_asserts, "the forward of Written cannot be traced without data (TraceError"),
         (_noisy_in_training, "Written does other things in training than in evaluation"),
+        (_binary, "Sign has a backward of its own; call it in a module of its own"),
+        (_looks_for_gradients, "Written does other things in training than in evaluation"),
+        (_looks_at_the_type, "Written cannot be taken apart: its pieces compute something else than it does"),
+        (_adds_in_place_to_a_second_name, "its pieces compute something else than it does"),
         (_gives_a_dict, "the forward of Written gives a dict where a tensor is wanted"),
         (
             _around_everything,
@@ -275,6 +323,21 @@ def test_hooks_that_would_be_lost_are_told() -> None:
         assert "has forward hooks, which its children alone would not run" in text
 
 
+def test_a_train_of_its_own_that_would_be_lost_is_told() -> None:
+    class Frozen(Written):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            self.a.eval()
+            return self
+
+    class FrozenList(nn.Sequential):
+        train = Frozen.train
+
+    for network in (Frozen(_plain), FrozenList(nn.Linear(6, 4), nn.Linear(4, 3))):
+        text = message(lambda each=network: blocks_from(each), ConfigError)  # type: ignore[misc]
+        assert "has a method train of its own, which its children alone would not run" in text
+
+
 def test_a_hook_of_a_layer_stays_with_it() -> None:
     network, seen = Written(_plain), []
     network.a.register_forward_hook(lambda *_: seen.append(1))
@@ -286,6 +349,63 @@ def test_a_hook_of_a_layer_stays_with_it() -> None:
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_wrappers_are_left_out(wrap: Callable[[nn.Module], nn.Module]) -> None:
     assert len(blocks_from(wrap(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))))) == 2
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapper_with_hooks_is_told(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    wrapped = wrap(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)))
+    wrapped.register_forward_hook(lambda *_: None)
+    assert "has forward hooks" in message(lambda: blocks_from(wrapped), ConfigError)
+
+
+def test_a_wrapped_child_is_taken_apart_as_the_child_is() -> None:
+    trunk = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+    assert len(blocks_from(Whole(nn.DataParallel(trunk)))) == len(blocks_from(Whole(trunk))) == 3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, by itself
+def test_a_child_that_is_to_be_compiled_is_not_compiled_yet() -> None:
+    compiled = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    trunk = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    assert len(blocks_from(Whole(cast(nn.Module, torch.compile(trunk, backend=backend))))) == 3
+    assert not compiled
+
+
+def test_children_may_have_the_names_of_methods() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.append, self.pop = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.pop(self.append(x))
+
+    network, x = Odd(), torch.randn(2, 6)
+    assert torch.equal(nn.Sequential(*blocks_from(network))(x), network(x))
+
+
+def test_a_network_with_a_parametrized_number_is_taken_apart() -> None:
+    network, x = Written(_bare_parameter), torch.randn(2, 6)
+    parametrize.register_parametrization(network, "scale", nn.Softplus())
+    blocks = blocks_from(network)
+    assert len(blocks) == 2
+    assert torch.equal(nn.Sequential(*blocks)(x), network(x))
+
+
+def test_the_blocks_do_not_depend_on_the_callers_settings() -> None:
+    with plain_settings():
+        network = Written(_size_of_the_batch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.device("meta"):
+            assert len(blocks_from(network)) == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_what_is_no_network_is_told() -> None:

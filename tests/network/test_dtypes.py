@@ -45,6 +45,16 @@ def test_weights_of_inference_mode_are_told() -> None:
         check_dtypes([layer])
 
 
+def test_buffers_without_data_or_of_inference_mode_are_told() -> None:
+    norm = nn.BatchNorm1d(2, affine=False)
+    with pytest.raises(ConfigError, match=r"buffer running_mean of block 0 has no data \(device meta\)"):
+        check_dtypes([norm.to("meta")])
+    with torch.inference_mode():
+        norm = nn.BatchNorm1d(2, affine=False)
+    with pytest.raises(ConfigError, match=r"buffer running_mean of block 0 was made below torch\.inference_mode"):
+        check_dtypes([norm])
+
+
 def test_whole_numbers_buffers_and_weights_without_a_shape_are_left_alone() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

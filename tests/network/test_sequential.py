@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from pipeline.errors import ConfigError
 from pipeline.network.blocks import SequentialBlock
@@ -50,6 +51,25 @@ def test_a_module_without_weights_may_be_used_twice() -> None:
     relu = nn.ReLU()
     blocks = blocks_from(nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2)))
     assert [sum(isinstance(m, nn.ReLU) for m in block.modules()) for block in blocks] == [1, 1, 0]
+
+
+class Scales(nn.Module):
+    """Numbers to multiply by and to add, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.ParameterList([nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))])
+
+    def forward(self, x: Tensor) -> Any:
+        return x * self.both[0] + self.both[1]
+
+
+def test_numbers_to_multiply_by_belong_to_the_layer_before_however_they_are_kept() -> None:
+    norm = nn.BatchNorm1d(8)
+    parametrize.register_parametrization(norm, "weight", nn.Softplus())
+    layer = parametrizations.weight_norm(nn.Linear(8, 1, bias=False))
+    blocks = blocks_from(nn.Sequential(nn.Linear(4, 8), norm, Scales(), nn.ReLU(), layer, nn.Linear(1, 2)))
+    assert [len(list(next(iter(block.children())).children())) for block in blocks] == [4, 1, 1]
 
 
 def test_a_network_without_weights_is_refused() -> None:

@@ -118,3 +118,30 @@ def test_a_parameter_that_was_expanded_cannot_learn() -> None:
     block[0].bias = nn.Parameter(torch.zeros(1).expand(4))
     with pytest.raises(ConfigError, match=r"the parameter 0\.bias has been expanded, .*; clone it, or expand it"):
         unexpand(block)
+
+
+def test_a_state_that_is_not_the_blocks_own_tensors_is_refused() -> None:
+    def changed(hook: Callable[[dict[str, Tensor]], None]) -> nn.Module:
+        layer = nn.Linear(4, 4)
+        layer._register_state_dict_hook(lambda module, state, *_: hook(state))
+        return layer
+
+    copies = changed(lambda state: state.update({name: x.clone() for name, x in state.items()}))
+    renames = changed(lambda state: state.update(kernel=state.pop("weight")))
+    leaves_out = changed(lambda state: state.__delitem__("bias"))
+    for block, told in (
+        (copies, "block 0 keeps weight, which is no tensor of its own, as where a hook changes what state_dict gives"),
+        (renames, "block 0 keeps kernel, which is no tensor of its own"),
+        (leaves_out, "block 0 leaves the parameter bias out of its state"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            check_separate([block])
+
+
+def test_an_extra_state_that_is_made_anew_is_refused() -> None:
+    class Anew(Odd):
+        def get_extra_state(self) -> object:
+            return torch.ones(3)
+
+    with pytest.raises(ConfigError, match="block 0 keeps _extra_state, which is no tensor of its own"):
+        check_separate([Anew(None)])

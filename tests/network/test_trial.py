@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.network.copies import copied
 from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.spec import BlockShape, infer_shapes
+from pipeline.seeding import HostGenerators
 from tests.support.data import message
 
 
@@ -63,8 +64,6 @@ def told(*blocks: nn.Module, shape: tuple[int, ...] = (6,)) -> str:
         (lambda m, h: h.detach(), "gives a result without gradient, so that its weights cannot learn"),
         (lambda m, h: h.double(), "gives float64 in training where float32 is wanted; end it with .float()"),
         (lambda m, h: h.half(), "gives float16 in training where float32 is wanted; end it with .float()"),
-        (lambda m, h: h * random.random(), "draws from the random numbers of Python or numpy"),
-        (lambda m, h: h * drawn_by_numpy(), "draw from torch's, such as torch.rand(())"),
     ],
 )
 def test_what_cannot_be_handed_on_is_told_before_training(act: Any, text: str) -> None:
@@ -330,6 +329,42 @@ def test_lazy_layers_of_training_alone_get_their_sizes_and_nothing_else_changes(
 def test_a_lazy_layer_that_is_not_used_is_told() -> None:
     text = told(Counting(spare=True))
     assert "never uses its lazy parameter body.0.aux.weight; leave it out, or give it a size" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_numbers_that_the_next_block_does_not_take_are_told(dtype: torch.dtype) -> None:
+    odd = Does(lambda m, h: h.to(dtype))
+    name = str(dtype).removeprefix("torch.")
+    assert f"gives {name} in training where float32 is wanted; end it with .float()" in told(odd, nn.Linear(8, 3))
+    assert len(shapes_of(nn.Linear(6, 6), odd)) == 2, "nothing follows the output layer"
+
+
+def test_what_is_kept_of_the_batch_before_with_its_gradient_is_told() -> None:
+    def recurrent(m: Any, h: Tensor) -> Tensor:
+        before = getattr(m, "before", None)
+        m.before = h if before is None or len(before) != len(h) else h + before
+        return cast(Tensor, m.before)
+
+    assert "computes with what it kept of the batch before, as with a hidden state; detach" in told(Does(recurrent))
+
+
+def test_scripted_layers_are_copied_as_what_can_learn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Linear(6, 3))
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in copied(scripted).parameters())
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_draws_from_other_generators_are_noticed_and_undone(draw: Callable[[], float]) -> None:
+    training = Does(lambda m, h: h * draw() if m.training else h)
+    always = Does(lambda m, h: nn.functional.dropout(h))
+    quiet = Does(lambda m, h: nn.functional.dropout(h, training=m.training))
+    before = HostGenerators.now()
+    found = [shapes_of(block)[0].manners for block in (training, always, quiet)]
+    assert [each.draws_on_host for each in found] == [True, False, False]
+    assert [each.draws_in_evaluation for each in found] == [False, True, False]
+    assert HostGenerators.now() == before
 
 
 def test_lazy_layers_get_their_sizes_and_keyed_weights() -> None:

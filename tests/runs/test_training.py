@@ -416,16 +416,24 @@ import os, torch, pipeline
 from torch import nn
 from torch.utils.data import TensorDataset
 rank = int(os.environ["RANK"])
+class Table(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("drawn", torch.randn(width), persistent=False)
+
+    def forward(self, x):
+        return x * self.drawn
+
 torch.manual_seed(rank)  # different weights in every process: process 0's count
 data = TensorDataset(torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3)
-layers = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, WIDTH), nn.ReLU(), nn.Linear(8, 3)
+layers = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, WIDTH), Table(WIDTH), nn.ReLU(), nn.Linear(8, 3)
 blocks = pipeline.blocks_from(nn.Sequential(*layers))
 config = pipeline.TrainConfig(epochs=2, batch_size=8, loss="pred", lr=LR, threads=1, split=(2, 1))
 try:
     result = pipeline.train(blocks, data, data, config)
     state = {f"{i}.{k}": v for i, b in enumerate(blocks) for k, v in b.state_dict().items()}
     from pipeline.runtime.checkpoint import digest
-    print(result.summary.weights_sha256, digest(state))
+    print(result.summary.weights_sha256, digest(state), digest(dict(blocks[1].named_buffers())))
 except pipeline.ConfigError as error:
     print("ConfigError", error)
 """
@@ -440,7 +448,7 @@ def different(tmp_path: Path, width: str, lr: str) -> list[str]:
 def test_process_0s_weights_count_and_every_process_gets_the_result(tmp_path: Path) -> None:
     first, second = different(tmp_path, "8", "0.01")
     assert first == second
-    promised, held = first.split()
+    promised, held, _table = first.split()
     assert promised == held
 
 
