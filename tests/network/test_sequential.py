@@ -136,7 +136,6 @@ def test_blocks_come_in_anything_that_has_an_order(given: Any) -> None:
         ([nn.Linear(4, 2), torch.relu], r"block 1 is <built-in method relu of .*>, which is no nn\.Module"),
         ([nn.Linear], r"block 0 is <class '.*Linear'>, which is no nn\.Module"),
     ],
-    ids=str,
 )
 def test_what_is_no_list_of_blocks_is_told_how_to_make_one(given: Any, told: str) -> None:
     assert re.search(told, message(lambda: given_network(given), ConfigError))
