@@ -82,6 +82,15 @@ def chain_of(module: nn.Module) -> Chain:
     return Chain(tuple(pieces), chain.hold)
 
 
+class _Calls(fx.GraphModule):
+    """Calls in one piece. Where one fails, torch's own class prints a traceback, even if the error is handled."""
+
+    def recompile(self) -> Any:
+        code = super().recompile()
+        type(self).__call__ = nn.Module.__call__  # type: ignore[method-assign]  # an instance has its own class
+        return code
+
+
 class _Chain:
     """The graph of a forward, and where it can be cut."""
 
@@ -144,7 +153,7 @@ class _Chain:
         graph.output(known[handed_on])
         layer = any(self._is_layer(node) for node in nodes)
         shrinks = all(node.target in _SHRINKING or node.op == "get_attr" for node in nodes)
-        return Piece(_name(nodes), fx.GraphModule(root, graph), False, layer, shrinks)
+        return Piece(_name(nodes), _Calls(root, graph), False, layer, shrinks)
 
     def _lend(self, root: nn.Module, node: fx.Node) -> str:
         """Let `root` have what a node asks for; returns the path there, which hides nothing of a GraphModule's."""

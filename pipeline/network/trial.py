@@ -213,9 +213,20 @@ class _Trial:
             h = self.block.features(self.manners.given(x))
             out = self.block.hand_on(self.manners.handed(h))
             if h.requires_grad:
+                self._check_own(h, out, x)
                 (h.float().square().mean() + out.float().mean()).backward()
             elif of_input:
                 raise ConfigError(self._without_gradient())
+
+    def _check_own(self, h: Tensor, out: Tensor, x: Tensor) -> None:
+        """What learns must be known, to be optimized, sent and saved."""
+        known = {id(each) for each in (x, *self.block.parameters(), *self.given.parameters())}
+        unknown = next((leaf for leaf in _leaves(h, out) if id(leaf) not in known), None)
+        if unknown is not None:
+            raise ConfigError(
+                f"{self.name} computes with weights of shape {list(unknown.shape)} that are none of its parameters; "
+                "register them there, such as by an nn.ModuleList in place of a list; blocks share none"
+            )
 
     def _without_gradient(self) -> str:
         return (
@@ -279,6 +290,20 @@ class _Trial:
                     f"the first forward of {self.name} makes {name} {was}, but what is kept with the weights must be "
                     "there from the start; make it when the module is built, or run a batch through the network first"
                 )
+
+
+def _leaves(*results: Tensor) -> Iterator[Tensor]:
+    """The tensors that get gradients of these."""
+    nodes, seen = [result.grad_fn for result in results], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # of autograd's AccumulateGrad
+        if isinstance(leaf, Tensor):
+            yield leaf
+        nodes += [before for before, _ in node.next_functions]
 
 
 def _sizes(block: nn.Module) -> dict[str, list[int]]:

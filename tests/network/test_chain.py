@@ -164,6 +164,14 @@ def test_children_may_be_called_as_methods_of_torchs_own_classes_are() -> None:
     assert torch.equal(nn.Sequential(*blocks)(x), network(x))
 
 
+def test_a_piece_that_fails_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = nn.Sequential(*blocks_from(Written(_residual)))
+    for each in (blocks, copy.deepcopy(blocks)):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            each(torch.randn(4, 7))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_batch_folded_into_another_dimension_is_taken_apart_only_where_that_is_safe() -> None:
     """Between the views there are 5 rows a sample: nothing there may take them for the batch."""
 

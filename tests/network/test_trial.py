@@ -123,6 +123,14 @@ def test_weights_that_get_no_gradient_are_told(act: Callable[[nn.Module, Tensor]
     assert "block 0 (linear 0) gives none of its weights a gradient, so that they cannot learn" in found
 
 
+@pytest.mark.parametrize("hidden", [lambda layer: layer.__call__, lambda layer: [layer]])
+def test_weights_that_a_block_hides_are_told(hidden: Callable[[nn.Module], Any]) -> None:
+    held = hidden(nn.Linear(6, 6))
+    call = held[0] if isinstance(held, list) else held
+    found = told(Beside(lambda layer, x: layer(x) + call(x)), nn.Linear(6, 3))
+    assert "block 0 (linear 0) computes with weights of shape [6, 6] that are none of its parameters" in found
+
+
 def test_layers_left_out_at_random_learn() -> None:
     dropped = Beside(lambda layer, x: layer(x) if torch.rand(()) < 0.5 else x)
     for _ in range(5):
