@@ -36,7 +36,7 @@ from pipeline.report.run_folder import RunFolder, check_kept
 from pipeline.report.sheltered import Sheltered
 from pipeline.report.trace_file import TraceFile
 from pipeline.runtime.agreement import SIZES, Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration
-from pipeline.runtime.checkpoint import collect_state, digest
+from pipeline.runtime.checkpoint import Collected, collect_state, digest
 from pipeline.runtime.cores import staying_on
 from pipeline.runtime.exclusive import only_run
 from pipeline.runtime.failures import failures_told
@@ -211,21 +211,11 @@ def _train(
     job: _Job, options: Options, world: World, device: torch.device, display: Display, opened: _Opened
 ) -> TrainResult:
     """Lay out, build, train, gather."""
-    control, config, numerics = world.control, job.config, Numerics(device, job.config.precision)
+    control, numerics = world.control, Numerics(device, job.config.precision)
     beginning, trace, batches, sizes = opened
     folder = beginning.folder
-    largest = sizes.largest_batch(config.batch_size)  # nothing is measured or kept for more samples than there are
-    layout = agree_on_layout(control, replace(config, batch_size=largest), job.network, sizes, numerics, world.seat)
-    split, topology = layout.split, Topology.over(layout.split, world.size)
-    config = replace(
-        config,
-        segments=layout.segments,
-        first_cut_after=None,
-        split=split,
-        stages=len(split),
-        threads=_threads(layout),
-    )
-    working = replace(config, batch_size=largest)
+    config, working, layout = _lay_out(job, world, sizes, numerics)
+    topology = Topology.over(layout.split, world.size)
     torch.set_num_threads(layout.threads[world.rank])
     keeping = Keeping(job.effective(config), job.dataset, job.model, sizes)
     told = control.together("resume", lambda: keeping.go_on(beginning))
@@ -233,30 +223,17 @@ def _train(
         folder.write_config(to_toml(keeping.config))
         folder.restore(keeping.records)
     world.bulk.from_first(_buffers(job.given) | _state(job.given))
-    stages = [
-        build_stage(
-            working, layout.network, layout.shapes, layout.classes, split, index, numerics, sizes.steps_per_epoch
-        )
-        for index in topology.stages_of(world.rank)
-    ]
+    build = partial(build_stage, working, layout.network, layout.shapes, layout.classes, layout.split)
+    stages = [build(index, numerics, sizes.steps_per_epoch) for index in topology.stages_of(world.rank)]
     start = load(beginning, options.init_from, stages, topology, world.bulk)
     if batches is not None:
         prepare(stages[0].blocks[0].block, batches)
     links = world.links(device)
     report_plan(control, stages, layout)
     plan = None
-    if world.rank == 0:
-        assert batches is not None, "process 0 reads the data"
-        plan = gather_plan(
-            control,
-            config,
-            topology,
-            sizes,
-            links.transport,
-            dataset=job.dataset,
-            model=job.model,
-            notes=(*batches.notes, *told),
-        )
+    if batches is not None:
+        known = partial(gather_plan, dataset=job.dataset, model=job.model, notes=(*batches.notes, *told))
+        plan = known(control, config, topology, sizes, links.transport)
         display.start(plan)
     saver = saver_of(folder, keeping, config, topology, control, start)
     collector = Collector(config, sizes.steps_per_epoch, display, folder, keeping.records, saver)
@@ -269,21 +246,50 @@ def _train(
     _check_finished(session, config, sizes, folder)
     collected = collect_state(stages, topology, world.bulk)
     report_summary(stages, session)
-    outcome, notes = None, list[str]()
+    summary, failure, notes = None, None, list[str]()
     if plan is not None:
         digests = digest(collected.weights), collected.sha256
         summary = gather_summary(control, config, plan, sizes, collector.records, *digests)
-        if folder is not None:
-            notes = folder.finish(
-                summary, collected.weights, collected.exits, collector.records, sizes.shape, sizes.classes
-            )
-        display.finish(summary, None if folder is None else str(folder.path), [spec.name for spec in layout.network])
-        outcome = TrainResult(summary, tuple(collector.records))
-    outcome = _OUTCOME.share(control, outcome)
+        try:
+            notes = _write(folder, summary, collected, collector.records, sizes)
+        except Exception as error:  # such as of a full disk; the weights come back first
+            failure = error
     _give_back(job.given, collected.weights, world)
+    if failure is not None:
+        raise failure
+    if summary is not None:
+        display.finish(summary, None if folder is None else str(folder.path), [spec.name for spec in layout.network])
+    outcome = _OUTCOME.share(control, None if summary is None else TrainResult(summary, tuple(collector.records)))
     for note in notes + gather_trace(world.bulk, recorder, plan, trace):
         display.note(note)
     return replace(outcome, blocks=job.given)
+
+
+def _lay_out(job: _Job, world: World, sizes: Sizes, numerics: Numerics) -> tuple[TrainConfig, TrainConfig, Layout]:
+    """The configuration with what is agreed on, the same as worked with, and the layout.
+
+    Nothing is measured or kept for more samples than there are.
+    """
+    working = replace(job.config, batch_size=sizes.largest_batch(job.config.batch_size))
+    layout = agree_on_layout(world.control, working, job.network, sizes, numerics, world.seat)
+    config = replace(
+        job.config,
+        segments=layout.segments,
+        first_cut_after=None,
+        split=layout.split,
+        stages=len(layout.split),
+        threads=_threads(layout),
+    )
+    return config, replace(config, batch_size=working.batch_size), layout
+
+
+def _write(
+    folder: RunFolder | None, summary: Summary, collected: Collected, records: Sequence[EpochRecord], sizes: Sizes
+) -> list[str]:
+    """What is left of the run; what could not be drawn, for people."""
+    if folder is None:
+        return []
+    return folder.finish(summary, collected.weights, collected.exits, records, sizes.shape, sizes.classes)
 
 
 def _check_finished(session: Session, config: TrainConfig, sizes: Sizes, folder: RunFolder | None) -> None:

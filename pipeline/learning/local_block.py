@@ -18,8 +18,8 @@ from pipeline.learning.norms import norm_biases, prepare_norms
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import TensorSpec
 from pipeline.network.blocks import Block, canonical
+from pipeline.network.manners import Manners
 from pipeline.network.spec import BlockShape, HeadBuilder
-from pipeline.network.trial import Manners
 from pipeline.seeding import seed_default_generator, seed_host_generators
 
 __all__ = ["LocalBlock", "create_loss"]

@@ -12,8 +12,9 @@ from pipeline.errors import ConfigError
 from pipeline.network.blocks import Block
 from pipeline.network.flops import FlopCounter
 from pipeline.network.lazy import materialize
+from pipeline.network.manners import Manners
 from pipeline.network.misfit import misfit
-from pipeline.network.trial import SIZES, Manners, try_out
+from pipeline.network.trial import SIZES, try_out
 from pipeline.seeding import seed_default_generator
 from pipeline.settings import plain_settings
 

@@ -16,39 +16,14 @@ from pipeline.network.blocks import Block, canonical
 from pipeline.network.copies import copied
 from pipeline.network.flops import FlopCounter
 from pipeline.network.formats import lay_out
+from pipeline.network.manners import Manners
 from pipeline.network.misfit import misfit
 from pipeline.seeding import HostGenerators, keyed_generator, seed_default_generator, seed_host_generators
 
-__all__ = ["SIZES", "Manners", "Trial", "try_out"]
+__all__ = ["SIZES", "Trial", "try_out"]
 
 SIZES = (2, 3)  # of a batch: what a sample's shape says must not depend on it
 _TRIES = 8  # of the gradients: layers may be left out at random, as in stochastic depth
-
-
-@dataclass(frozen=True)
-class Manners:
-    """How a block treats what it is given."""
-
-    channels_last: bool = True  # takes maps in this memory format; else they are row-major
-    writes_input: bool = False
-    writes_features: bool = False  # when it hands them on
-    unit: bool = False  # refuses numbers that are not from 0 to 1
-    wants_gradient: bool = False  # of its input: without, its weights get none either
-    draws_on_host: bool = False  # from generators of the host that are not the device's
-    draws_in_evaluation: bool = False
-
-    def made_up(self, *sizes: int, generator: torch.Generator) -> Tensor:
-        """Numbers that it takes."""
-        return (torch.rand if self.unit else torch.randn)(*sizes, generator=generator)
-
-    def given(self, x: Tensor) -> Tensor:
-        """The input as the block wants it, its own to write to if it does."""
-        x = x if self.channels_last else canonical(x, channels_last=False)
-        return x.clone() if self.writes_input else x
-
-    def handed(self, h: Tensor) -> Tensor:
-        """The features for `hand_on`, likewise."""
-        return h.clone() if self.writes_features else h
 
 
 @dataclass(frozen=True)

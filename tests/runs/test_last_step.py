@@ -115,6 +115,37 @@ def test_two_processes_share_nothing_but_give_the_same_weights_and_one_trace(tmp
     assert names_in(tmp_path / "rün") == COMPLETE
 
 
+FULL = """
+import sys
+import pipeline
+from pathlib import Path
+from pipeline.report.run_folder import RunFolder
+from tests.runs.test_last_step import data, network
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+RunFolder.finish = full
+blocks = network()
+before = [p.detach().clone() for block in blocks for p in block.parameters()]
+config = pipeline.TrainConfig(epochs=2, batch_size=8, threads=1, split=(1, 2), timeout=20)
+try:
+    pipeline.train(blocks, data(), data(), config, output=Path(sys.argv[1]) / "run")
+except pipeline.StageFailure as failure:
+    print("No space left" in str(failure))
+after = [p for block in blocks for p in block.parameters()]
+print([not one.equal(other) for one, other in zip(before, after)])
+"""
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_the_caller_the_trained_weights(tmp_path: Path) -> None:
+    script = tmp_path / "full.py"
+    script.write_text(FULL)
+    ends = spawn([str(script), str(tmp_path)], 2, 120)
+    changed = str([True] * sum(1 for block in network() for _ in block.parameters()))
+    assert [end.stdout.splitlines() for end in ends] == [["True", changed]] * 2, ends
+
+
 def test_a_trace_that_cannot_be_written_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
