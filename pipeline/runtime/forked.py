@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -25,15 +26,24 @@ def check_threads() -> None:
     """Raise ConfigError in a fork where torch cannot compute with several threads, since its parent has before.
 
     OpenMP keeps the threads of a thread that has computed, and in a fork waits for them, though they are gone; it says
-    nothing of it. So a process of our own, forked in turn, tries.
+    nothing of it. So a process of our own, forked in turn, tries. Where this one has threads it may well have computed
+    with them by itself, and a fork of it would tell of them alone: then nothing is said.
     """
-    if os.getpid() == _FIRST and multiprocessing.parent_process() is None:
+    if (os.getpid() == _FIRST and multiprocessing.parent_process() is None) or not _has_one_thread():
         return
     if not _computes():
         raise ConfigError(
             "this process was forked by one that had computed with several threads, for which torch would wait here "
             "without end; give threads=1, or start it by the method spawn of multiprocessing"
         )
+
+
+def _has_one_thread() -> bool:
+    """Whether the system knows of no thread but this one; False where it does not tell."""
+    try:
+        return len(list(Path("/proc/self/task").iterdir())) == 1
+    except OSError:
+        return False
 
 
 def _computes() -> bool:

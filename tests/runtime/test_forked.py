@@ -20,7 +20,13 @@ import pipeline.training  # before the fork
 
 data = TensorDataset(torch.ones(8, 4), torch.arange(8) % 2)
 
-def train(answers, threads):
+def compute():
+    torch.set_num_threads(2)
+    torch.ones(1 << 17).add_(1)
+
+def train(answers, threads, computed):
+    if computed:
+        compute()
     try:
         config = pipeline.TrainConfig(loss="pred", epochs=1, batch_size=4, threads=threads)
         pipeline.train(pipeline.blocks_from(nn.Sequential(nn.Linear(4, 2))), data, data, config)
@@ -28,18 +34,18 @@ def train(answers, threads):
     except pipeline.ConfigError as error:
         answers.put(str(error))
 
-def child(method, threads):
+def child(method, threads, computed=False):
     context = multiprocessing.get_context(method)
     answers = context.Queue()
-    process = context.Process(target=train, args=(answers, threads), daemon=True)
+    process = context.Process(target=train, args=(answers, threads, computed), daemon=True)
     process.start()
     print(method, threads, answers.get(timeout=50))
     process.join()
 
 if __name__ == "__main__":
     child("fork", 2)
-    torch.set_num_threads(2)
-    torch.ones(1 << 17).add_(1)
+    child("fork", 2, computed=True)
+    compute()
     child("fork", 2)
     child("fork", 1)
     child("spawn", 2)
@@ -53,6 +59,7 @@ def test_a_fork_that_cannot_compute_with_several_threads_is_told_and_no_other(tm
     done = call(script, cwd=tmp_path)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
+        "fork 2 trained",
         "fork 2 trained",
         "fork 2 this process was forked by one that had computed with several threads, for which torch would wait "
         "here without end; give threads=1, or start it by the method spawn of multiprocessing",
