@@ -49,15 +49,23 @@ def shared_store(where: Environment, limit_s: float) -> Store:
 def _store_of_group(where: Environment) -> Store:
     """That of the caller's process group, which keeps what it is given: MPI's has none, a fake one forgets."""
     store: Store | None = _get_default_store()  # there is no public name for it
-    if store is not None:
-        name = f"pipeline/{where.rank}"
-        store.set(name, "here")
-        if store.get(name) == b"here":
-            return store
+    if store is not None and _keeps(store, f"pipeline/{where.rank}"):
+        return store
     raise ConfigError(
         f"the process group of {where.world_size} processes ({dist.get_backend()}) has no store in which they could "
         "meet; make one of gloo or nccl, or destroy it to train in one process"
     )
+
+
+def _keeps(store: Store, name: str) -> bool:
+    """Whether a store gives back what it was given; the fake one of older versions of torch can do neither."""
+    try:
+        store.set(name, "here")
+        return bool(store.get(name) == b"here")
+    except dist.DistError:  # of one that can, but does not answer
+        raise
+    except RuntimeError:
+        return False
 
 
 def _meet(where: Environment, limit_s: float) -> Store:

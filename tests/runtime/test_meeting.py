@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
-from torch._C._distributed_c10d import FakeStore, TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from pipeline.config.environment import Environment
 from pipeline.errors import ConfigError, StageFailure
@@ -69,8 +69,8 @@ def test_a_host_that_is_not_known_is_a_users_mistake(port: int, monkeypatch: pyt
 
 def test_a_group_whose_store_forgets_is_refused() -> None:
     """It used to be waited in without an end."""
-    importlib.import_module("torch.testing._internal.distributed.fake_pg")  # which makes the kind known
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    fake = importlib.import_module("torch.testing._internal.distributed.fake_pg")  # which makes the kind known
+    dist.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
     try:
         with pytest.raises(ConfigError, match=r"^the process group of 2 processes \(fake\) has no store in which"):
             shared_store(Environment(0, 2), 5)
