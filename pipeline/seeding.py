@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-__all__ = ["HostGenerators", "derive_seed", "keyed_generator", "seed_default_generator", "seed_host_generators"]
+__all__ = [
+    "HostGenerators",
+    "derive_seed",
+    "host_generators_kept",
+    "keyed_generator",
+    "seed_default_generator",
+    "seed_host_generators",
+]
 
 
 def derive_seed(*key: int | str) -> int:
@@ -52,13 +61,25 @@ class HostGenerators:
     @classmethod
     def now(cls, *, of_torch: bool = True) -> Self:
         """As they are, torch's only if asked for."""
-        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+        state: Any = np.random.get_state()  # noqa: NPY002
+        kind, keys, *rest = state
         own = torch.random.get_rng_state().numpy().tobytes() if of_torch else b""
-        return cls(random.getstate(), (kind, tuple(keys), *rest), own)
+        return cls(random.getstate(), (kind, keys.tobytes(), *rest), own)
 
     def restore(self) -> None:
         """Set them back."""
         random.setstate(self.python)
-        np.random.set_state(self.numpy)  # noqa: NPY002
+        kind, keys, *rest = self.numpy
+        np.random.set_state((kind, np.frombuffer(keys, dtype=np.uint32), *rest))  # noqa: NPY002
         if self.host:
             torch.random.set_rng_state(torch.frombuffer(bytearray(self.host), dtype=torch.uint8))
+
+
+@contextmanager
+def host_generators_kept(*, of_torch: bool = True) -> Iterator[None]:
+    """Leave these generators, torch's only if asked for, as they were before, whatever is drawn inside."""
+    before = HostGenerators.now(of_torch=of_torch)
+    try:
+        yield
+    finally:
+        before.restore()

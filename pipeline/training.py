@@ -36,7 +36,7 @@ from pipeline.report.run_folder import RunFolder, check_kept
 from pipeline.report.sheltered import Sheltered
 from pipeline.report.trace_file import TraceFile
 from pipeline.runtime.agreement import SIZES, Layout, NetworkFactory, Sizes, agree_on_layout, check_same_configuration
-from pipeline.runtime.checkpoint import Collected, collect_state, digest
+from pipeline.runtime.checkpoint import collect_state, digest
 from pipeline.runtime.cores import staying_on
 from pipeline.runtime.exclusive import only_run
 from pipeline.runtime.failures import failures_told
@@ -232,8 +232,10 @@ def _train(
     report_plan(control, stages, layout)
     plan = None
     if batches is not None:
-        known = partial(gather_plan, dataset=job.dataset, model=job.model, notes=(*batches.notes, *told))
-        plan = known(control, config, topology, sizes, links.transport)
+        notes = (*batches.notes, *told)
+        plan = gather_plan(
+            control, config, topology, sizes, links.transport, dataset=job.dataset, model=job.model, notes=notes
+        )
         display.start(plan)
     saver = saver_of(folder, keeping, config, topology, control, start)
     collector = Collector(config, sizes.steps_per_epoch, display, folder, keeping.records, saver)
@@ -246,12 +248,15 @@ def _train(
     _check_finished(session, config, sizes, folder)
     collected = collect_state(stages, topology, world.bulk)
     report_summary(stages, session)
-    summary, failure, notes = None, None, list[str]()
+    summary, failure, undrawn = None, None, list[str]()
     if plan is not None:
         digests = digest(collected.weights), collected.sha256
         summary = gather_summary(control, config, plan, sizes, collector.records, *digests)
         try:
-            notes = _write(folder, summary, collected, collector.records, sizes)
+            if folder is not None:
+                undrawn = folder.finish(
+                    summary, collected.weights, collected.exits, collector.records, sizes.shape, sizes.classes
+                )
         except Exception as error:  # such as of a full disk; the weights come back first
             failure = error
     _give_back(job.given, collected.weights, world)
@@ -260,7 +265,7 @@ def _train(
     if summary is not None:
         display.finish(summary, None if folder is None else str(folder.path), [spec.name for spec in layout.network])
     outcome = _OUTCOME.share(control, None if summary is None else TrainResult(summary, tuple(collector.records)))
-    for note in notes + gather_trace(world.bulk, recorder, plan, trace):
+    for note in undrawn + gather_trace(world.bulk, recorder, plan, trace):
         display.note(note)
     return replace(outcome, blocks=job.given)
 
@@ -281,15 +286,6 @@ def _lay_out(job: _Job, world: World, sizes: Sizes, numerics: Numerics) -> tuple
         threads=_threads(layout),
     )
     return config, replace(config, batch_size=working.batch_size), layout
-
-
-def _write(
-    folder: RunFolder | None, summary: Summary, collected: Collected, records: Sequence[EpochRecord], sizes: Sizes
-) -> list[str]:
-    """What is left of the run; what could not be drawn, for people."""
-    if folder is None:
-        return []
-    return folder.finish(summary, collected.weights, collected.exits, records, sizes.shape, sizes.classes)
 
 
 def _check_finished(session: Session, config: TrainConfig, sizes: Sizes, folder: RunFolder | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +23,7 @@ from pipeline.data.samples import (
     to_labels,
 )
 from pipeline.errors import DataError
-from pipeline.seeding import seed_host_generators
+from pipeline.seeding import host_generators_kept, seed_host_generators
 
 __all__ = ["library_split"]
 
@@ -205,11 +204,6 @@ def _channels_last(images: Tensor) -> Tensor:
 @contextlib.contextmanager
 def _keyed_globals(*key: int | str) -> Iterator[None]:
     """Seed what random transforms draw from, and leave everybody else's draws as they were."""
-    states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    seed_host_generators(*key)
-    try:
+    with host_generators_kept():
+        seed_host_generators(*key)
         yield
-    finally:
-        torch.default_generator.set_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])  # noqa: NPY002

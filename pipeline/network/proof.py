@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.network.copies import copied
-from pipeline.seeding import HostGenerators, seed_default_generator, seed_host_generators
+from pipeline.seeding import host_generators_kept, seed_default_generator, seed_host_generators
 
 __all__ = ["same_by_run"]
 
@@ -37,8 +37,9 @@ def same_by_run(module: nn.Module, pieces: Sequence[nn.Module]) -> bool | None:
 def _computed(module: nn.Module, shape: tuple[int, ...]) -> list[object]:
     """What a copy makes of the batch of each run; None for what it does not take."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    generators, results = HostGenerators.now(), list[object]()
-    with _uncompiled(), torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    devices, results = [device] if device.type == "cuda" else [], list[object]()
+    kept = host_generators_kept(of_torch=False)
+    with _uncompiled(), torch.no_grad(), torch.random.fork_rng(devices=devices), kept:
         for training, sizes in _RUNS:
             seed_host_generators("proof")
             seed_default_generator(device, "proof")
@@ -48,7 +49,6 @@ def _computed(module: nn.Module, shape: tuple[int, ...]) -> list[object]:
                 for samples in sizes:
                     found.append(alone(torch.randn(samples, *shape, device=device)))
             results += [*found, None, None][: len(sizes)]
-    generators.restore()
     return results
 
 

@@ -18,7 +18,13 @@ from pipeline.network.flops import FlopCounter
 from pipeline.network.formats import lay_out
 from pipeline.network.manners import Manners
 from pipeline.network.misfit import misfit
-from pipeline.seeding import HostGenerators, keyed_generator, seed_default_generator, seed_host_generators
+from pipeline.seeding import (
+    HostGenerators,
+    host_generators_kept,
+    keyed_generator,
+    seed_default_generator,
+    seed_host_generators,
+)
 
 __all__ = ["SIZES", "Trial", "try_out"]
 
@@ -94,14 +100,11 @@ class _Trial:
         self.tried = ""  # last, for people
 
     def run(self) -> Trial:
-        kept = HostGenerators.now()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            try:
-                seed_host_generators("trial")
-                seed_default_generator(self.device, "trial")
-                return self._run()
-            finally:
-                kept.restore()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), host_generators_kept(of_torch=False):
+            seed_host_generators("trial")
+            seed_default_generator(self.device, "trial")
+            return self._run()
 
     def _run(self) -> Trial:
         self.block = self._copy()

@@ -23,7 +23,7 @@ from pipeline.runtime.devices import device_named
 from pipeline.runtime.forked import check_threads
 from pipeline.runtime.meeting import place, shared_store
 from pipeline.runtime.siblings import describe, stopped
-from pipeline.seeding import HostGenerators
+from pipeline.seeding import host_generators_kept
 from pipeline.settings import plain_settings
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.control import Control
@@ -159,7 +159,7 @@ def reproducible(config: TrainConfig, threads: int, device: torch.device) -> Ite
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        stack.callback(HostGenerators.now(of_torch=False).restore)
+        stack.enter_context(host_generators_kept(of_torch=False))
         stack.enter_context(plain_settings())
         strict, warns = (
             torch.are_deterministic_algorithms_enabled(),
