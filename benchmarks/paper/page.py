@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmarks.paper.course import Course, courses
 from benchmarks.paper.order import Comparison, comparisons
 from benchmarks.paper.results import Kept, Run, Setting
 from pipeline.config.paper import Experiment, experiments, first_of
@@ -29,7 +30,8 @@ Every row of the tables of Nøkland & Eidnes (ICML 2019) with the published test
 is written by `python -m benchmarks paper` from the JSON files beside it. Ours is the error after the last epoch: the
 mean over seeds, ± their standard deviation where there are several. Whatever differs from the recipe is said: a
 *shortened* schedule keeps the places of its milestones, and its errors are not to be held against the paper's as they
-are. Rows with the same settings stand in several tables and are trained once.
+are. Nor is its order of the losses: local losses start behind and catch up, as *on the way* shows wherever several
+losses have been run in full. Rows with the same settings stand in several tables and are trained once.
 
     python -m benchmarks paper --rows table4/cifar10/vgg8b --seeds 3             # in full, as published
     python -m benchmarks paper --rows 'table4/cifar10/mlp/*' --epoch-scale 0.05  # a twentieth of every schedule
@@ -50,6 +52,7 @@ def page(kept: Kept, pictures: Sequence[str] = ()) -> str:
         if table in pictures:
             parts.append(f"![{title}]({table}.png)")
         parts.append(_table(table, kept))
+        parts += [_on_the_way(course) for course in courses(table, kept)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -72,6 +75,14 @@ def _lines(name: str, experiment: Experiment, kept: Kept) -> Iterator[tuple[str,
         epochs = f"{setting.epochs} of {setting.recipe_epochs}"
         changed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in setting.changes.items())
         yield row, paper, error(runs), str(len(runs)), epochs, _marked(setting, changed), _machines(runs)
+
+
+def _on_the_way(course: Course) -> str:
+    losses = list(next(iter(course.errors.values())))
+    lines = [f"| epoch | {' | '.join(losses)} |", f"| {' | '.join('---' for _ in range(len(losses) + 1))} |"]
+    for epoch, errors in course.errors.items():
+        lines.append(f"| {epoch} | {' | '.join(f'{errors[loss]:.2f}' for loss in losses)} |")
+    return f"On the way, {course.network}, test error in percent:\n\n" + "\n".join(lines)
 
 
 def _marked(setting: Setting, changed: str) -> str:

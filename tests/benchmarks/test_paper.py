@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from benchmarks.paper.command import main, render
+from benchmarks.paper.course import courses
 from benchmarks.paper.curves import figure
 from benchmarks.paper.order import comparisons
 from benchmarks.paper.page import page
@@ -282,6 +283,32 @@ class TestPage:
         assert "Our errors are too close to tell whether the paper's order of the losses holds (cifar10/mlp: p" in none
         own = page(kept_of("segments/cifar10/resnet18-0.25x", {"glob": 30.0, "predsim": 31.0}, Setting(10, 10, {})))
         assert "Ours, cifar10/resnet18-0.25x: glob 30.00 < predsim 31.00." in own
+
+    def test_full_runs_tell_how_their_order_came_about(self) -> None:
+        curves = {"glob": [*range(40, 0, -1)], "sim": [None, None, None, *range(57, 20, -1)]}
+        setting = Setting(40, 40, {})
+        kept = {
+            f"table4/cifar10/mlp/{loss}": {
+                setting.label: (setting, [a_run(1, 1.0, test_curve=curve), a_run(2, 1.0, test_curve=curve)])
+            }
+            for loss, curve in curves.items()
+        }
+        (course,) = courses("table4", kept)
+        assert course.network == "cifar10/mlp" and course.errors == {
+            4: {"glob": 37, "sim": 57},  # epoch 1 was not evaluated
+            10: {"glob": 31, "sim": 51},
+            20: {"glob": 21, "sim": 41},
+            40: {"glob": 1, "sim": 21},
+        }
+        assert "On the way, cifar10/mlp, test error in percent:" in page(kept)
+        assert "| 4 | 37.00 | 57.00 |" in page(kept)
+
+    def test_a_course_takes_two_losses_in_full(self) -> None:
+        short = Setting(40, 400, {})
+        assert courses("table4", kept_of("table4/cifar10/mlp", {"glob": 30.0})) == []
+        assert courses("table4", kept_of("table4/cifar10/mlp", {"glob": 30.0, "sim": 31.0}, short)) == []
+        assert courses("table5", kept_of("table4/cifar10/mlp", {"glob": 30.0, "sim": 31.0})) == []
+        assert courses("table4", kept_of("table4/cifar10/mlp", {"glob": 30.0, "sim": 31.0})) != []
 
     def test_the_figure_has_training_and_test_error_of_every_loss(self) -> None:
         assert figure("figure2", {}) is None
