@@ -39,7 +39,9 @@ losses have been run in full. Rows with the same settings stand in several table
     python -m benchmarks paper --rows table9 -- --width 0.25 --device cuda       # flags of launch/pipeline_train.py
     torchrun --nproc_per_node=4 launch/pipeline_train.py --recipe table4/cifar10/vgg8b/predsim  # one row, by hand
 
-Stopped (Ctrl-C, or a signal) it leaves a checkpoint; the same command goes on from there."""
+Stopped (Ctrl-C, or a signal) it leaves a checkpoint; the same command goes on from there. What the blocks' own
+classifiers of a run answer, and what leaving at the first confident one saves, `python launch/evaluate.py RUN` tells
+and draws: [early exits](../../../docs/run-folder.md#early-exits)."""
 
 _COLUMNS = ("row", "paper", "ours", "seeds", "epochs", "otherwise as published, but", "machine")
 
