@@ -31,7 +31,9 @@ is written by `python -m benchmarks paper` from the JSON files beside it. Ours i
 mean over seeds, ± their standard deviation where there are several. Whatever differs from the recipe is said: a
 *shortened* schedule keeps the places of its milestones, and its errors are not to be held against the paper's as they
 are. Nor is its order of the losses: local losses start behind and catch up, as *on the way* shows wherever several
-losses have been run in full. Rows with the same settings stand in several tables and are trained once.
+losses have been run in full. And similarity wants wide layers: after an epoch of vgg8b `predsim` is behind `pred` at
+an eighth of the width, and level with it or ahead at twice or four times that (the rows of one epoch). Rows with the
+same settings stand in several tables and are trained once.
 
     python -m benchmarks paper --rows table4/cifar10/vgg8b --seeds 3             # in full, as published
     python -m benchmarks paper --rows 'table4/cifar10/mlp/*' --epoch-scale 0.05  # a twentieth of every schedule

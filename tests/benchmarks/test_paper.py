@@ -342,3 +342,17 @@ class TestPage:
             assert main([*arguments, "--results", str(tmp_path)]) == 2
             lines = capsys.readouterr().err.splitlines()
             assert len(lines) == 1 and lines[0].startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize(("table", "wide"), [("table4/cifar10", 0.5), ("paper/fashion_mnist", 0.25)])
+def test_similarity_wants_wide_layers_as_the_page_says(table: str, wide: float) -> None:
+    kept = read(ROOT / "benchmarks" / "results" / "paper")
+
+    def error(loss: str, width: float) -> float:
+        """After one epoch."""
+        settings = kept[f"{table}/vgg8b/{loss}"].values()
+        (found,) = [runs for one, runs in settings if one.epochs == 1 and one.changes == {"width": width}]
+        return found[0].test_error_percent
+
+    assert error("predsim", 0.125) > error("pred", 0.125) + 1
+    assert error("predsim", wide) < error("pred", wide)
