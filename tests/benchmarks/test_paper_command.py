@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from benchmarks.paper.command import main
 from benchmarks.paper.results import read
 from tests.support.data_files import write_mnist_like
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, children
 
 pytestmark = [pytest.mark.runs, pytest.mark.bench]
 
@@ -106,7 +107,13 @@ def test_a_stopped_row_goes_on_from_where_it_was(trained: Path, copy: Path) -> N
         while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
+        (training,) = children(process.pid)
+        os.kill(training, signal.SIGSTOP)  # a fast machine trains all of it before it is asked to end
         process.send_signal(signal.SIGINT)
+        while not is_asked_to_end(training):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(training, signal.SIGCONT)
         _, told = process.communicate(timeout=100)
     assert process.returncode == 1
     assert told.splitlines()[-1] == f"error: {row}, seed 1: stopped; the same command goes on from there"
@@ -118,3 +125,10 @@ def test_a_stopped_row_goes_on_from_where_it_was(trained: Path, copy: Path) -> N
     (_, (ours,)), (_, (undisturbed,)) = (read(folder / "results")[row]["hidden units 8"] for folder in (copy, trained))
     assert (ours.processes, undisturbed.processes, len(ours.test_curve)) == (2, 1, 200)
     assert ours.state_sha256 == undisturbed.state_sha256 and ours.test_curve == undisturbed.test_curve
+
+
+def is_asked_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a stopped process."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (pending,) = [int(line.split()[1], 16) for line in status if line.startswith("ShdPnd:")]
+    return bool(pending >> (signal.SIGTERM - 1) & 1)

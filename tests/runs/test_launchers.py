@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
-from tests.support.processes import ROOT, Finished, call, free_port, spawn_with
+from tests.support.processes import ROOT, Finished, call, children, free_port, spawn_with
 
 pytestmark = pytest.mark.runs
 
@@ -164,11 +164,6 @@ def test_the_local_launcher_listens_to_nobody_else_and_ends_with_what_it_has_sta
             process.kill()
     assert process.returncode == 1
     assert re.fullmatch(r"error: interrupted at epoch \d+, step \d+ of the run; go on with --resume run\n", printed)
-
-
-def children(parent: int) -> list[int]:
-    stats = {int(path.parent.name): path.read_text() for path in Path("/proc").glob("[0-9]*/stat")}
-    return [pid for pid, stat in stats.items() if int(stat.rpartition(")")[2].split()[1]) == parent]
 
 
 def listening(pid: int) -> set[str]:

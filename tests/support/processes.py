@@ -25,7 +25,7 @@ from unittest.mock import patch
 
 from torch._C._distributed_c10d import TCPStore
 
-__all__ = ["ROOT", "Finished", "Team", "call", "fresh", "spawn", "spawn_with", "started", "warm"]
+__all__ = ["ROOT", "Finished", "Team", "call", "children", "fresh", "spawn", "spawn_with", "started", "warm"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _LIMIT_S = 240.0
@@ -89,6 +89,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def children(parent: int) -> list[int]:
+    """Processes that a process has started."""
+    stats = {int(path.parent.name): path.read_text() for path in Path("/proc").glob("[0-9]*/stat")}
+    return [pid for pid, stat in stats.items() if int(stat.rpartition(")")[2].split()[1]) == parent]
 
 
 @contextmanager
