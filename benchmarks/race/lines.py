@@ -58,10 +58,12 @@ MICROBATCHES = Line(f"backprop, {_MICROBATCHES} microbatches", parts=_MICROBATCH
 REPLICAS = Line(f"backprop, {_REPLICAS} replicas", parts=_REPLICAS, replicas=True)
 
 
-def local_line(task: Task, segments: int | None, head: str) -> Line:
-    """Local losses: so many segments, or every block one, with one of `HEADS`."""
-    cut = "block" if segments is None else f"{segments} segments"
+def local_line(task: Task, segments: int | None, head: str, *, late: bool = False) -> Line:
+    """Local losses: so many segments, or every block one, with one of `HEADS`; `late`, the first cut comes late."""
+    cut = "block" if segments is None else f"{segments}{' late' if late else ''} segments"
     overrides: dict[str, object] = {"segments": segments, "head_start": "random"}
+    if late:
+        overrides |= {"first_cut_after": task.first_cut_after}
     if head == "predsim":
         overrides |= {"loss": "predsim", "similarity_head": task.similarity_head, "beta": task.beta}
     else:
@@ -81,5 +83,6 @@ def lines(task: Task) -> list[Line]:
 
 
 def with_segments(task: Task, head: str) -> Sequence[Line]:
-    """More segments, with the head that has proved best for two."""
-    return [local_line(task, count, head) for count in task.segments]
+    """More segments, and other cuts, with the head that has proved best for two."""
+    late = [local_line(task, count, head, late=True) for count in task.late_segments]
+    return [*late, *(local_line(task, count, head) for count in task.segments)]

@@ -139,17 +139,17 @@ def targets_of(found: Found) -> list[Target]:
     return [*_of_errors(found), *_of_times(found), *_of_blocks(found)]
 
 
-def _chosen(found: Found, cut: str) -> Line | None:
-    """Of the lines that are cut in one way, that with the best try: held-out samples choose, not the test set."""
-    known = {line: kept for line, kept in found.kept.items() if line.name.startswith(cut) and kept.runs}
+def _chosen(found: Found, *cuts: str) -> Line | None:
+    """Of the lines that are cut in some ways, that with the best try: held-out samples choose, not the test set."""
+    known = {line: kept for line, kept in found.kept.items() if line.name.startswith(cuts) and kept.runs}
     return min(known, key=lambda line: known[line].best().error, default=None)
 
 
 def _of_errors(found: Found) -> list[Target]:
-    """The chosen head's error after equal epochs against backprop's."""
+    """The chosen head's error after equal epochs against backprop's, wherever the cuts are."""
     targets = []
     for segments, most in ((2, 0.3), (4, 1.0)):
-        line = _chosen(found, f"{segments} segments")
+        line = _chosen(found, f"{segments} segments", f"{segments} late segments")
         gap = None if line is None else paired(found.runs(line), found.runs(BACKPROP))
         if line is not None and gap is not None:
             name = f"1. {found.task.name}: {line.name}: test error minus backprop's, points ± {gap.standard_error:.2f}"
@@ -158,7 +158,7 @@ def _of_errors(found: Found) -> list[Target]:
 
 
 def _of_times(found: Found) -> list[Target]:
-    """A pipeline of two segments with the chosen head, to the error of backprop at 80 % of its run."""
+    """A pipeline of two balanced segments with the chosen head, to the error of backprop at 80 % of its run."""
     line = _chosen(found, "2 segments")
     ours = next((e for e in found.entrants if e.line == line and e.method.processes > 1), None)
     if ours is None:

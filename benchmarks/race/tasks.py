@@ -28,6 +28,8 @@ class Task:
         seeds: of every curve.
         looks: evaluations in an epoch.
         segments: further numbers of segments, tried with the head that is best for two.
+        late_segments: numbers of segments, two among them, that are tried with it where they are cut late, too.
+        first_cut_after: blocks that the first of them has at least; all others are balanced by their arithmetic.
         emulated: numbers of emulated devices.
         timed_steps: of a batch, timed at a stretch.
     """
@@ -41,6 +43,8 @@ class Task:
     seeds: int
     looks: int
     segments: tuple[int, ...]
+    late_segments: tuple[int, ...] = ()
+    first_cut_after: int | None = None
     emulated: tuple[int, ...]
     timed_steps: int
 
@@ -98,6 +102,8 @@ def _cifar(data_dir: str) -> Task:
         seeds=3,
         looks=4,
         segments=(3, 4),
+        late_segments=(2, 4),
+        first_cut_after=4,  # after the second pooling; a balanced cut comes before the layer that ends there
         emulated=(2, 4, 7),
         timed_steps=8,
     )

@@ -63,6 +63,8 @@ def test_lines_are_what_the_race_is_between() -> None:
     assert local_line(FASHION, 2, "predsim").applied(FASHION.config, 1e-3, 1.0, 1).train.similarity_head == "conv"
     copy = local_line(CIFAR, 2, "copy").applied(CIFAR.config, 0.4, 1.0, 1).train
     assert (copy.loss, copy.classifier, copy.segments, copy.head_start) == ("pred", "copy", 2, "random")
+    late = local_line(CIFAR, 2, "copy", late=True).applied(CIFAR.config, 0.4, 1.0, 1).train
+    assert late == replace(copy, first_cut_after=4) and copy.first_cut_after is None
     assert BACKPROP.applied(CIFAR.config, 0.8, 0.3, 1).train == replace(CIFAR.config.train, lr=0.8)
 
 
@@ -131,6 +133,13 @@ def test_more_segments_come_with_the_head_whose_try_is_best_for_two() -> None:
     assert [line.name for line in all_lines(QUICK, read)][-1] == f"3 segments, {HEADS[-1]}"
     assert all_lines(QUICK, lambda line: Kept()) == lines(QUICK)
     assert best_head(QUICK, lambda line: replace(read(line), tries=read(line).tries[:2])) is None
+    late = replace(QUICK, late_segments=(2,), first_cut_after=3)
+    assert [line.name for line in all_lines(late, read)][-2:] == [
+        f"2 late segments, {HEADS[-1]}",
+        f"3 segments, {HEADS[-1]}",
+    ]
+    tries_and_runs = 3 * QUICK.tuning_epochs + QUICK.seeds * QUICK.config.train.epochs
+    assert epochs_left(late, {}) - epochs_left(QUICK, {}) == tries_and_runs, "it is counted before its head is known"
 
 
 def test_what_is_left_is_counted_in_epochs() -> None:

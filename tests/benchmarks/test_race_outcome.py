@@ -105,6 +105,15 @@ def test_held_out_samples_choose_who_stands_for_a_cut() -> None:
     assert [target for target in targets_of(found) if target.name.startswith("1.")] == targets_of(FOUND)[:1]
 
 
+def test_a_late_cut_is_held_against_backprop_where_its_try_is_better() -> None:
+    late = local_line(replace(QUICK, first_cut_after=3), 2, "copy", late=True)
+    better = Kept((Trained(0.1, 1.0, None, curve_of(40.0)),), (run_of(1, 10.0), run_of(2, 10.5)))
+    targets = targets_of(replace(FOUND, kept={**FOUND.kept, late: better}))
+    first, *others = (target for target in targets if target.name[:2] in ("1.", "2."))
+    assert first.name.startswith("1. digits-mlp: 2 late segments, copy: ") and first.met
+    assert all("2 segments, copy, pipeline" in target.name for target in others), "a pipeline wants balance"
+
+
 def test_blocks_that_reach_the_error_are_held_against_backprop() -> None:
     rows = [(50.0, 40.0, 30.0, 25.0, 10.0), (50.0, 40.0, 30.0, 25.0, 10.0)]
     kept = {**FOUND.kept, BLOCK: replace(FOUND.kept[BLOCK], runs=tuple(run_of(s, *r) for s, r in enumerate(rows, 1)))}
