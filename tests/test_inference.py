@@ -62,6 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--loss pred-bio --segments 2", (0, 3)),
         ("--loss predsim --classifier mlp-sr", (0, 1, 2, 3)),
         ("--loss pred --model vgg6a --width 0.0625 --segments 3 --classifier copy", (1, 2, 5)),
+        ("--loss pred --model vgg6a --width 0.0625 --segments 2,2,2 --classifier fast-copy", (1, 3, 5)),
         ("--loss predsim-bio --ema 0.6", (0, 1, 2, 3)),
         ("--loss pred --model vgg6a --width 0.0625 --segments 3 --classifier copy --ema 0.6", (1, 2, 5)),
         ("--loss sim", (3,)),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from benchmarks.race.tasks import HEADS, Task
+from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig, override
 
 __all__ = ["AVERAGING", "BACKPROP", "MICROBATCHES", "REPLICAS", "Line", "lines", "local_line", "with_segments"]
@@ -58,12 +58,12 @@ MICROBATCHES = Line(f"backprop, {_MICROBATCHES} microbatches", parts=_MICROBATCH
 REPLICAS = Line(f"backprop, {_REPLICAS} replicas", parts=_REPLICAS, replicas=True)
 
 
-def local_line(task: Task, segments: int | None, head: str, *, late: bool = False) -> Line:
-    """Local losses: so many segments, or every block one, with one of `HEADS`; `late`, the first cut comes late."""
-    cut = "block" if segments is None else f"{segments}{' late' if late else ''} segments"
+def local_line(task: Task, segments: int | None, head: str, first_cut_after: int | None = None) -> Line:
+    """Local losses: so many segments, or every block one, with a head; cut late where `first_cut_after` is given."""
+    cut = "block" if segments is None else f"{segments}{'' if first_cut_after is None else ' late'} segments"
     overrides: dict[str, object] = {"segments": segments, "head_start": "random"}
-    if late:
-        overrides |= {"first_cut_after": task.first_cut_after}
+    if first_cut_after is not None:
+        overrides |= {"first_cut_after": first_cut_after}
     if head == "predsim":
         overrides |= {"loss": "predsim", "similarity_head": task.similarity_head, "beta": task.beta}
     else:
@@ -78,11 +78,11 @@ def lines(task: Task) -> list[Line]:
         for name, diloco in (("local SGD", False), ("DiLoCo", True))
         for every in AVERAGING
     ]
-    local = [local_line(task, segments, head) for segments in (2, None) for head in HEADS]
+    local = [local_line(task, segments, head) for segments in (2, None) for head in task.heads]
     return [BACKPROP, MICROBATCHES, REPLICAS, *local, *averaged]
 
 
 def with_segments(task: Task, head: str) -> Sequence[Line]:
     """More segments, and other cuts, with the head that has proved best for two."""
-    late = [local_line(task, count, head, late=True) for count in task.late_segments]
+    late = [local_line(task, count, head, first_cut_after) for count, first_cut_after in task.late_cuts]
     return [*late, *(local_line(task, count, head) for count in task.segments)]

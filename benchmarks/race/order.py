@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from benchmarks.race.ledger import Job, Kept
 from benchmarks.race.lines import BACKPROP, Line, lines, local_line, with_segments
-from benchmarks.race.tasks import HEADS, Task
+from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig
 
 __all__ = ["all_lines", "best_head", "config_of", "epochs_left", "ready"]
@@ -17,7 +17,7 @@ def best_head(task: Task, read: Callable[[Line], Kept]) -> str | None:
 
     Held-out samples decide, not the test set.
     """
-    found = {head: read(local_line(task, 2, head)) for head in HEADS}
+    found = {head: read(local_line(task, 2, head)) for head in task.heads}
     if any(_tries_of(task, local_line(task, 2, head), kept) for head, kept in found.items()):
         return None
     return min(found, key=lambda head: found[head].best().error)
@@ -79,7 +79,9 @@ def _tries_of(task: Task, line: Line, kept: Kept) -> Sequence[Job]:
 def epochs_left(task: Task, kept: Mapping[Line, Kept]) -> int:
     """Of all tries and runs that are still to come, lines that are not known yet among them."""
     unknown = (
-        0 if best_head(task, lambda line: kept.get(line, Kept())) is not None else len(with_segments(task, HEADS[0]))
+        0
+        if best_head(task, lambda line: kept.get(line, Kept())) is not None
+        else len(with_segments(task, task.heads[0]))
     )
     tries = {
         True: len(task.rates) + len(task.head_rates) - 1,

@@ -27,9 +27,10 @@ class Task:
         tuning_epochs: of these tries, which learn from nine tenths of the training samples and are judged by the rest.
         seeds: of every curve.
         looks: evaluations in an epoch.
+        heads: what judges a segment, with two segments and for every block.
         segments: further numbers of segments, tried with the head that is best for two.
-        late_segments: numbers of segments, two among them, that are tried with it where they are cut late, too.
-        first_cut_after: blocks that the first of them has at least; all others are balanced by their arithmetic.
+        late_cuts: numbers of segments that are tried with it cut late, too, and the blocks that the first of them has;
+            all others are balanced by their arithmetic.
         emulated: numbers of emulated devices.
         timed_steps: of a batch, timed at a stretch.
     """
@@ -43,8 +44,8 @@ class Task:
     seeds: int
     looks: int
     segments: tuple[int, ...]
-    late_segments: tuple[int, ...] = ()
-    first_cut_after: int | None = None
+    heads: tuple[str, ...] = HEADS
+    late_cuts: tuple[tuple[int, int], ...] = ()
     emulated: tuple[int, ...]
     timed_steps: int
 
@@ -102,8 +103,8 @@ def _cifar(data_dir: str) -> Task:
         seeds=3,
         looks=4,
         segments=(3, 4),
-        late_segments=(2, 4),
-        first_cut_after=4,  # after the second pooling; a balanced cut comes before the layer that ends there
+        heads=(*HEADS, "fast-copy"),
+        late_cuts=((2, 4), (4, 3)),
         emulated=(2, 4, 7),
         timed_steps=8,
     )

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.learning.heads import classifier_layer
+from pipeline.network.fastnet import FastBlock
 
-__all__ = ["CLASSIFIERS", "AdaptiveMeans", "GlobalMax", "copy_classifier", "mlp_sr_classifier"]
+__all__ = [
+    "CLASSIFIERS",
+    "AdaptiveMeans",
+    "GlobalMax",
+    "copy_classifier",
+    "fast_copy_classifier",
+    "mlp_sr_classifier",
+]
 
 ClassifierBuilder = Callable[[tuple[int, ...], int, bool], nn.Module]
 """From the shape of what one sample's block hands on, the number of classes, and whether the last weights are zero."""
@@ -91,19 +100,42 @@ def copy_classifier(shape: tuple[int, ...], classes: int, zero: bool) -> nn.Modu
         hidden = max(_FEWEST, features // 2)
         layers = [*_dense(features, hidden, nn.GELU), *_dense(hidden, hidden, nn.GELU)]
         return nn.Sequential(nn.Flatten(), *layers, classifier_layer(hidden, classes, zero=zero))
-    channels, height, width = shape
-    hidden, side = max(_FEWEST, channels // 2), min(height, width)
-    reduced = [nn.AvgPool2d(2)] if side > _SIDE else []
-    side = side // 2 if reduced else side
+    hidden, reduced, side = _copied(shape)
     return nn.Sequential(
         *reduced,
-        *_convolution(channels, hidden, 3, nn.GELU),
+        *_convolution(shape[0], hidden, 3, nn.GELU),
         *([nn.MaxPool2d(2)] if side > 1 else []),
         *_convolution(hidden, hidden, 3, nn.GELU),
         *_convolution(hidden, hidden, 3, nn.GELU),
         GlobalMax(),
         classifier_layer(hidden, classes, zero=zero),
     )
+
+
+def fast_copy_classifier(shape: tuple[int, ...], classes: int, zero: bool) -> nn.Module:
+    """`copy_classifier` of fastnet's blocks: pooled before the norm, norms without a scale, a start as the identity.
+
+    On flat features it is the same.
+    """
+    if len(shape) != 3:
+        return copy_classifier(shape, classes, zero)
+    hidden, reduced, side = _copied(shape)
+    block = partial(FastBlock, channels=hidden, nonlinearity="gelu", dropout=0.0)
+    return nn.Sequential(
+        *reduced,
+        block(shape[0], pool=side > 1),
+        block(hidden, pool=False),
+        block(hidden, pool=False, last=True),
+        classifier_layer(hidden, classes, zero=zero),
+    )
+
+
+def _copied(shape: tuple[int, ...]) -> tuple[int, list[nn.Module], int]:
+    """Channels of a copy, what makes large maps smaller, and the side of what that leaves."""
+    channels, height, width = shape
+    side = min(height, width)
+    hidden = max(_FEWEST, channels // 2)
+    return (hidden, [nn.AvgPool2d(2)], side // 2) if side > _SIDE else (hidden, [], side)
 
 
 def _convolution(
@@ -117,5 +149,7 @@ def _dense(features_in: int, features: int, nonlinearity: Callable[[], nn.Module
     return [nn.Linear(features_in, features, bias=False), nn.BatchNorm1d(features), nonlinearity()]
 
 
-CLASSIFIERS: Mapping[str, ClassifierBuilder] = MappingProxyType({"mlp-sr": mlp_sr_classifier, "copy": copy_classifier})
+CLASSIFIERS: Mapping[str, ClassifierBuilder] = MappingProxyType(
+    {"mlp-sr": mlp_sr_classifier, "copy": copy_classifier, "fast-copy": fast_copy_classifier}
+)
 """By their names for `--classifier`; the paper's, `linear`, is a layer on the map before the pooling."""

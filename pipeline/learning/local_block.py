@@ -117,7 +117,7 @@ class LocalBlock:
 
     def local_head(self) -> list[nn.Parameter]:
         """Those of them that are the local head's."""
-        return [] if self.loss is None else list(self.loss.parameters())
+        return [] if self.loss is None else [weight for weight in self.loss.parameters() if weight.requires_grad]
 
     def score_weights(self) -> list[nn.Parameter]:
         """Those of them whose outputs are class scores: of the output layer, or of a local classifier's last one."""

@@ -53,7 +53,6 @@ def smaller() -> Iterator[None]:
         contests = [replace(one, window=Window(1, 1), rounds=1) for one in schedules._QUICK]
         patch.setattr(schedules, "_QUICK", tuple(contests))
         patch.setattr(races, "tasks", lambda quick, data_dir: (race(),))
-        patch.setattr(race_order, "HEADS", RACING_HEADS)
         patch.setattr(race_order, "lines", racing)
         patch.setattr(race_entrants, "SCHEDULES", ("1F1B",))
         patch.setattr(race_emulated, "SCHEDULES", ("1F1B",))
@@ -78,7 +77,8 @@ def smaller() -> Iterator[None]:
 def race() -> Task:
     """One seed, one rate."""
     (task,) = tasks(True, "")
-    return replace(task, rates=task.rates[:1], head_rates=task.head_rates[:1], fine_rates=(), seeds=1)
+    rates, head_rates = task.rates[:1], task.head_rates[:1]
+    return replace(task, rates=rates, head_rates=head_rates, fine_rates=(), seeds=1, heads=RACING_HEADS)
 
 
 def racing(task: Task) -> list[Line]:

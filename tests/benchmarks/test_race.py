@@ -51,7 +51,7 @@ def test_looks_are_spread_evenly_over_an_epoch_and_end_with_it() -> None:
 
 def test_lines_are_what_the_race_is_between() -> None:
     names = [line.name for line in lines(CIFAR)]
-    assert len(set(names)) == len(names) == 3 + 2 * len(HEADS) + 4
+    assert len(set(names)) == len(names) == 3 + 2 * len(CIFAR.heads) + 4
     cheap = local_line(CIFAR, None, "predsim").applied(CIFAR.config, 0.4, 0.3, 2).train
     assert (cheap.loss, cheap.similarity_head, cheap.lr, cheap.head_lr, cheap.seed) == (
         "predsim",
@@ -63,7 +63,7 @@ def test_lines_are_what_the_race_is_between() -> None:
     assert local_line(FASHION, 2, "predsim").applied(FASHION.config, 1e-3, 1.0, 1).train.similarity_head == "conv"
     copy = local_line(CIFAR, 2, "copy").applied(CIFAR.config, 0.4, 1.0, 1).train
     assert (copy.loss, copy.classifier, copy.segments, copy.head_start) == ("pred", "copy", 2, "random")
-    late = local_line(CIFAR, 2, "copy", late=True).applied(CIFAR.config, 0.4, 1.0, 1).train
+    late = local_line(CIFAR, 2, "copy", 4).applied(CIFAR.config, 0.4, 1.0, 1).train
     assert late == replace(copy, first_cut_after=4) and copy.first_cut_after is None
     assert BACKPROP.applied(CIFAR.config, 0.8, 0.3, 1).train == replace(CIFAR.config.train, lr=0.8)
 
@@ -133,7 +133,7 @@ def test_more_segments_come_with_the_head_whose_try_is_best_for_two() -> None:
     assert [line.name for line in all_lines(QUICK, read)][-1] == f"3 segments, {HEADS[-1]}"
     assert all_lines(QUICK, lambda line: Kept()) == lines(QUICK)
     assert best_head(QUICK, lambda line: replace(read(line), tries=read(line).tries[:2])) is None
-    late = replace(QUICK, late_segments=(2,), first_cut_after=3)
+    late = replace(QUICK, late_cuts=((2, 3),))
     assert [line.name for line in all_lines(late, read)][-2:] == [
         f"2 late segments, {HEADS[-1]}",
         f"3 segments, {HEADS[-1]}",

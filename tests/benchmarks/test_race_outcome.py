@@ -106,7 +106,7 @@ def test_held_out_samples_choose_who_stands_for_a_cut() -> None:
 
 
 def test_a_late_cut_is_held_against_backprop_where_its_try_is_better() -> None:
-    late = local_line(replace(QUICK, first_cut_after=3), 2, "copy", late=True)
+    late = local_line(QUICK, 2, "copy", 3)
     better = Kept((Trained(0.1, 1.0, None, curve_of(40.0)),), (run_of(1, 10.0), run_of(2, 10.5)))
     targets = targets_of(replace(FOUND, kept={**FOUND.kept, late: better}))
     first, *others = (target for target in targets if target.name[:2] in ("1.", "2."))

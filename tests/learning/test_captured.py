@@ -132,6 +132,7 @@ def test_captured_steps_have_the_bits_of_plain_ones(loss: str, split: Sequence[i
         {"similarity_head": "pool-4x4"},
         {"classifier": "mlp-sr", "label_smoothing": 0.1},
         {"classifier": "copy", "head_start": "random"},
+        {"classifier": "fast-copy"},
         {"lr_schedule": "triangle", "lr_peak": 0.4, "norm_bias_lr": 8.0, "norm_momentum": 0.6},
         {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "norm_bias_lr": 8.0, "lr_schedule": "cosine"},
         {"optimizer": "muon", "momentum": None, "weight_decay": 1e-2, "norm_bias_lr": 8.0, "lr_schedule": "cosine"},

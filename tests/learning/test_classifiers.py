@@ -52,7 +52,7 @@ def test_each_takes_what_a_block_may_hand_on(name: str, shape: tuple[int, ...]) 
     F.cross_entropy(head(x), torch.tensor([0, 1, 2, 3])).backward()
     assert head(x).shape == (4, 5)
     assert x.grad is not None and not x.grad.any(), "the last layer's weights start at zero"
-    assert all(weight.grad is not None for weight in head.parameters())
+    assert all((weight.grad is not None) == weight.requires_grad for weight in head.parameters())
     other = CLASSIFIERS[name](shape, 5, False)
     F.cross_entropy(other(x), torch.tensor([0, 1, 2, 3])).backward()
     assert x.grad.any() or shape == (3, 1, 1), "else every weight learns from the first step"
@@ -65,6 +65,7 @@ def test_they_are_as_large_as_their_sources_say() -> None:
     assert parameters("copy", 8, 4, 4) == 9 * (8 * 32 + 2 * 32 * 32) + 3 * 2 * 32 + 32 * 10 + 10, (
         "at least 32 channels"
     )
+    assert parameters("fast-copy", c, 8, 8) == parameters("copy", c, 8, 8)
     assert parameters("copy", 1024) == 1024 * 512 + 512 * 512 + 2 * 2 * 512 + 512 * 10 + 10
     dense = 3 * ((4 * c) ** 2 + 2 * 4 * c)
     assert parameters("mlp-sr", c, 8, 8) == 3 * (c * c + 2 * c) + dense + 4 * c * 10 + 10
@@ -146,7 +147,7 @@ def test_a_random_start_is_that_of_any_linear_layer() -> None:
         ),
         ({"loss": "pred-bio", "classifier": "copy"}, "--classifier copy needs a loss with a local classifier that is"),
         ({"loss": "glob", "head_start": "random"}, "--head-start random needs a loss with a local classifier that is"),
-        ({"classifier": "cnn"}, "--classifier is 'cnn'; choose one of linear, mlp-sr, copy"),
+        ({"classifier": "cnn"}, "--classifier is 'cnn'; choose one of linear, mlp-sr, copy, fast-copy"),
         ({"head_start": "one"}, "--head-start is 'one'; choose one of zero, random"),
         ({"label_smoothing": 1.0}, "--label-smoothing is 1; give 0 up to below 1"),
         ({"label_smoothing": -0.1}, "--label-smoothing is -0.1; give a finite number at least 0"),

@@ -60,6 +60,7 @@ PLAIN = _losses("pred", "predsim", "predsim-bio", "glob", "glob+predsim") | {
     "cheap head": vary(BASE, similarity_head="pool-4x4"),
     "mlp-sr": vary(BASE, loss="pred", classifier="mlp-sr", label_smoothing=0.1),
     "copy, random start": vary(BASE, classifier="copy", head_start="random"),
+    "fast copy": vary(BASE, classifier="fast-copy", norm_bias_lr=2.0, head_lr=0.5),
     "sgd": vary(BASE, optimizer="sgd", momentum=0.9, weight_decay=1e-4, lr=0.05),
     "amsgrad": vary(BASE, optimizer="amsgrad"),
     "fastnet": replace(vary(BASE, classifier="copy"), model=ModelConfig(model="fastnet", width=0.125)),
