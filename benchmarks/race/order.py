@@ -63,7 +63,7 @@ def _of_line(task: Task, line: Line, kept: Kept) -> Sequence[Job]:
 def _tries_of(task: Task, line: Line, kept: Kept) -> Sequence[Job]:
     """Those that can be made now; none are left when there are none."""
     tried = {(one.lr, one.head_lr) for one in kept.tries}
-    first = task.head_rates[0]
+    first = task.head_rates[0] if line.is_local else 1.0
     rates = [Job(line, lr, first) for lr in task.rates if (lr, first) not in tried]
     if rates:
         return rates

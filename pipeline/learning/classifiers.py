@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learning.heads import classifier_layer
-from pipeline.network.fastnet import FastBlock
+from pipeline.network.fastnet import FastBlock, FastOutput
 
 __all__ = [
     "CLASSIFIERS",
@@ -115,18 +115,20 @@ def copy_classifier(shape: tuple[int, ...], classes: int, zero: bool) -> nn.Modu
 def fast_copy_classifier(shape: tuple[int, ...], classes: int, zero: bool) -> nn.Module:
     """`copy_classifier` of fastnet's blocks: pooled before the norm, norms without a scale, a start as the identity.
 
-    On flat features it is the same.
+    Its scores are a ninth of their layer's, which stands rates that the copy does not. Flat features get a copy.
     """
     if len(shape) != 3:
         return copy_classifier(shape, classes, zero)
     hidden, reduced, side = _copied(shape)
-    block = partial(FastBlock, channels=hidden, nonlinearity="gelu", dropout=0.0)
+    block, last = partial(FastBlock, channels=hidden, nonlinearity="gelu", dropout=0.0), FastOutput(hidden, classes)
+    if zero:
+        nn.init.zeros_(last.encoder.weight)
     return nn.Sequential(
         *reduced,
         block(shape[0], pool=side > 1),
         block(hidden, pool=False),
         block(hidden, pool=False, last=True),
-        classifier_layer(hidden, classes, zero=zero),
+        last,
     )
 
 

@@ -96,6 +96,12 @@ def test_everyone_is_tried_as_often() -> None:
     assert all(len(task.head_rates) - 1 == len(task.fine_rates) for task in (CIFAR, FASHION, QUICK))
 
 
+def test_backprop_has_no_heads_whose_rate_is_tried() -> None:
+    turned = replace(QUICK, head_rates=QUICK.head_rates[::-1])
+    assert {job.head_lr for job in ready(turned, {BACKPROP: Kept()})} == {1.0}
+    assert {job.head_lr for job in ready(turned, {local_line(turned, 2, "copy"): Kept()})} == {turned.head_rates[0]}
+
+
 def test_first_seeds_come_first_with_the_rate_of_the_best_try() -> None:
     low, high = QUICK.rates
     tried = tuple(Trained(lr, 1.0, None, curve_of(50.0)) for lr in (high, 0.7 * low, low))
