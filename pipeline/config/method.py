@@ -39,7 +39,7 @@ class Method:
         "linear",
         "local classifier",
         ("linear", "mlp-sr", "copy", "fast-copy"),
-        doc="local classifier: `linear` is the paper's; `mlp-sr` (Belilovsky et al. 2020) `copy` (after Ma et al. "
+        doc="local classifier: `linear` is the paper's; `mlp-sr` (Belilovsky et al. 2020), `copy` (after Ma et al. "
         "2024: a small network like what follows) and `fast-copy` (the same of fastnet's blocks) judge what the block "
         "hands on, after its pooling",
     )
