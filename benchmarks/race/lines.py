@@ -61,9 +61,7 @@ REPLICAS = Line(f"backprop, {_REPLICAS} replicas", parts=_REPLICAS, replicas=Tru
 def local_line(task: Task, segments: int | None, head: str, first_cut_after: int | None = None) -> Line:
     """Local losses: so many segments, or every block one, with a head; cut late where `first_cut_after` is given."""
     cut = "block" if segments is None else f"{segments}{'' if first_cut_after is None else ' late'} segments"
-    overrides: dict[str, object] = {"segments": segments, "head_start": "random"}
-    if first_cut_after is not None:
-        overrides |= {"first_cut_after": first_cut_after}
+    overrides: dict[str, object] = {"segments": segments, "first_cut_after": first_cut_after, "head_start": "random"}
     if head == "predsim":
         overrides |= {"loss": "predsim", "similarity_head": task.similarity_head, "beta": task.beta}
     else:

@@ -78,11 +78,8 @@ def _tries_of(task: Task, line: Line, kept: Kept) -> Sequence[Job]:
 
 def epochs_left(task: Task, kept: Mapping[Line, Kept]) -> int:
     """Of all tries and runs that are still to come, lines that are not known yet among them."""
-    unknown = (
-        0
-        if best_head(task, lambda line: kept.get(line, Kept())) is not None
-        else len(with_segments(task, task.heads[0]))
-    )
+    head = best_head(task, lambda line: kept.get(line, Kept()))
+    unknown = 0 if head is not None else len(with_segments(task, task.heads[0]))
     tries = {
         True: len(task.rates) + len(task.head_rates) - 1,
         False: len(task.rates) + len(task.fine_rates),
