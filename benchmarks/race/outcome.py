@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 SHARES = (60, 80, 100)
-"""Percent of backprop's run; the errors it has come to by then are what everybody's steps are counted to."""
+"""Percent of backprop's run; the errors that it stays below from then on are what everybody's steps are counted to."""
 
 _MAIN = 80
 
@@ -60,14 +60,23 @@ def paired(values: Sequence[Trained], references: Sequence[Trained]) -> Differen
 
 
 def wanted_errors(runs: Sequence[Trained]) -> dict[int, float]:
-    """By share of the run in percent: what every seed has come to at the look nearest to it."""
+    """By share of the run in percent: what no seed is above from the look nearest to it on."""
     looks = len(runs[0].curve.errors)
-    return {share: max(run.curve.errors[max(1, round(share / 100 * looks)) - 1] for run in runs) for share in SHARES}
+    starts = {share: max(1, round(share / 100 * looks)) - 1 for share in SHARES}
+    return {share: max(max(run.curve.errors[start:]) for run in runs) for share, start in starts.items()}
 
 
 def steps_to(curve: Curve, wanted: float) -> int | None:
-    """Steps until the first look at which the error is no greater; None where it never is."""
-    return next((s for s, error in zip(curve.steps, curve.errors, strict=True) if error <= wanted), None)
+    """Steps until the first look from which on the error is no greater; None where it ends above.
+
+    At high rates errors jump from look to look, so that once below says little.
+    """
+    reached = None
+    for step, error in zip(curve.steps[::-1], curve.errors[::-1], strict=True):
+        if error > wanted:
+            break
+        reached = step
+    return reached
 
 
 def _all_steps(runs: Sequence[Trained], wanted: float) -> list[float] | None:
@@ -96,7 +105,8 @@ def _row(found: Found, entrant: Entrant, wanted: Mapping[int, float]) -> Row:
         "seeds": len(runs),
         "lr": best.lr,
         "head_lr": best.head_lr if entrant.line.is_local else None,
-        "multiply_accumulates": found.works[entrant.label],
+        "held_out_error_percent": best.error,
+        "million_multiply_accumulates": found.works[entrant.label] / 1e6,
         "peak_megabytes": None if speed is None else speed.megabytes,
         "joules_a_step": None if speed is None else speed.joules,
         "wanted_errors": {str(share): error for share, error in wanted.items()},

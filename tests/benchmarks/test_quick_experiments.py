@@ -121,7 +121,7 @@ def time_to_accuracy(report: Report) -> None:
     for entrant in race_entrants.entrants(racing(race())):
         row = rows[f"digits-mlp: {entrant.label}"]
         assert row["test_error_percent"]["n"] == 1 and row["step_seconds"]["minimum"] > 0
-        assert row["multiply_accumulates"] > 0 and row["peak_megabytes"] == 200 * row["processes"]
+        assert row["million_multiply_accumulates"] > 0 and row["peak_megabytes"] == 200 * row["processes"]
     assert sum("3 segments" in label and "emulated" not in label for label in rows) == 2
     emulated = {label: row for label, row in rows.items() if row.get("emulated")}
     assert len(emulated) == 1 + len(RACING_HEADS) + 1
