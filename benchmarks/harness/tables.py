@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,14 @@ _SHOWN = {
     ),
 }
 
-_SUMMARY = (
+_BACKPROP = (
     ("backprop, one process", ""),
     ("backprop, DDP", ""),
     ("backprop, (GPipe|.*1F1B|.*ZeroBubble)", ", torch's fastest schedule"),
+)
+
+_SUMMARY = (
+    *_BACKPROP,
     ("pred, pipeline", ""),
     ("predsim, cheap head, pipeline", ""),
 )
@@ -83,9 +87,7 @@ _RACE = "cifar10-fastnet: "
 """What the labels of the race that the summary tells of begin with."""
 
 _RACERS = (
-    ("backprop, one process", ""),
-    ("backprop, DDP", ""),
-    ("backprop, (GPipe|.*1F1B|.*ZeroBubble)", ", torch's fastest schedule"),
+    *_BACKPROP,
     ("(local SGD|DiLoCo), .*", ""),
     *((f"{segments}( late)? segments, .*, pipeline", "") for segments in (2, 4)),
     ("block, .*, pipeline", ""),
@@ -125,11 +127,10 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 def _summary(speed: Mapping[str, Any]) -> str:
     """Speed of a few methods."""
     lines = _head(["", f"images a second, {speed['rows'][0]['model']}", "of backprop in one process"])
-    for pattern, remark in _SUMMARY:
-        rows = [row for row in speed["rows"] if re.fullmatch(pattern, row["label"])]
-        for row in sorted(rows, key=lambda row: -float(row["samples_per_second"]["median"]))[:1]:
-            cells = [row["samples_per_second"], row["speed_ratio_to_backprop"]]
-            lines.append(f"| {row['label']}{remark} | {' | '.join(map(_cell, cells))} |")
+    rows = {row["label"]: row for row in speed["rows"]}
+    for label, remark in _best(rows, _SUMMARY, lambda row: -float(row["samples_per_second"]["median"])):
+        cells = [rows[label]["samples_per_second"], rows[label]["speed_ratio_to_backprop"]]
+        lines.append(f"| {label}{remark} | {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
 
 
@@ -138,12 +139,22 @@ def _race(accuracy: Mapping[str, Any]) -> str:
     known = {row["label"].removeprefix(_RACE): row for row in accuracy["rows"] if row["label"].startswith(_RACE)}
     headings = _SHOWN["time-to-accuracy"].figures
     lines = _head(["", *(headings[figure] for figure in _RACE_FIGURES)])
-    for pattern, remark in _RACERS:
-        rows = {label: row for label, row in known.items() if re.fullmatch(pattern, label)}
-        for label in sorted(rows, key=lambda label: _worth(rows[label]))[:1]:
-            cells = [_figure(rows[label], figure) for figure in _RACE_FIGURES]
-            lines.append(f"| {label}{remark} | {' | '.join(cells)} |")
+    for label, remark in _best(known, _RACERS, _worth):
+        cells = [_figure(known[label], figure) for figure in _RACE_FIGURES]
+        lines.append(f"| {label}{remark} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _best(
+    rows: Mapping[str, Mapping[str, Any]],
+    patterns: Sequence[tuple[str, str]],
+    worth: Callable[[Mapping[str, Any]], Any],
+) -> Iterator[tuple[str, str]]:
+    """Label and remark of the row with the least worth that fits each pattern; the first of equal ones."""
+    for pattern, remark in patterns:
+        labels = [label for label in rows if re.fullmatch(pattern, label)]
+        if labels:
+            yield min(labels, key=lambda label: worth(rows[label])), remark
 
 
 def _worth(row: Mapping[str, Any]) -> tuple[float, float]:

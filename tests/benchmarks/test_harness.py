@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.harness import report
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Curves, draw
 from benchmarks.harness.report import Result, Row, at_least, at_most, bars, publish
-from benchmarks.harness.tables import between_marks, tables
+from benchmarks.harness.tables import between_marks, number, tables
 
 
 def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +143,13 @@ def test_the_documents_quote_what_was_measured() -> None:
         assert [where for where, text in pages.items() if f"<!-- {name} -->" in text] == [page]
         quoted[name] = between_marks(pages[page], name)
     assert quoted == kept, "run `python -m benchmarks tables` and put each table between its marks"
+
+
+def test_the_readme_says_what_local_learning_loses() -> None:
+    root = Path(__file__).resolve().parents[2]
+    found = json.loads((root / "benchmarks" / "results" / "time-to-accuracy.json").read_text(encoding="utf-8"))
+    (lost,) = re.findall(r"^What is lost: .*?(?=\n\n)", (root / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert all(number(target["measured"]) in lost for target in found["targets"])
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
