@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle, get_schedule_class
 
-__all__ = ["CHUNKS", "Schedule", "Stage", "chunks_of", "create_schedule"]
+__all__ = ["CHUNKS", "Schedule", "Stage", "chunks_of", "create_schedule", "equal_parts"]
 
 CHUNKS = {"GPipe": 1, "1F1B": 1, "Interleaved1F1B": 2, "InterleavedZeroBubble": 2, "ZBVZeroBubble": 2}
 """The schedules that are compared, and the chunks of the network that each of their processes holds."""
@@ -35,6 +35,11 @@ def chunks_of(rank: int, processes: int, schedule: str) -> list[int]:
         return [rank]
     last = 2 * processes - 1
     return [rank, last - rank] if schedule.startswith("ZBV") else [rank, rank + processes]
+
+
+def equal_parts(batch: int, at_least: int) -> int:
+    """The least number of microbatches from `at_least` on that are equal: buffers have one shape in torch's schedules."""
+    return next(count for count in range(at_least, batch + 1) if batch % count == 0)
 
 
 def create_schedule(

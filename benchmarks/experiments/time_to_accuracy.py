@@ -65,7 +65,7 @@ def run(quick: bool, data_dir: str, folder: Path, part: str | None = None) -> Re
 def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str | None) -> Found:
     """What is kept of a task, after what the part asks for has been measured; twice only if it is asked for alone."""
     known = all_lines(task, ledger.read)
-    everyone, speeds = entrants(known), read_speeds(folder / _SPEED, task)
+    everyone, speeds = entrants(task, known), read_speeds(folder / _SPEED, task)
     if part == "speed" or (part is None and any(entrant.label not in speeds for entrant in everyone)):
         speeds = measure_all(task, everyone, _ROUNDS[quick])
         keep_speeds(folder / _SPEED, task, speeds)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders.arithmetic import counted
-from benchmarks.contenders.torch_schedules import CHUNKS
+from benchmarks.contenders.torch_schedules import CHUNKS, equal_parts
 from benchmarks.emulation.load import BATCH, Load, Window
 from benchmarks.experiments.schedule import OURS, Contest, Method, compete, judge
 from benchmarks.harness.crew import Crew
@@ -92,8 +92,8 @@ def contests(task: Task, all_lines: Sequence[Line], devices: int, rounds: int) -
 
 
 def _microbatches(devices: int) -> int:
-    """So many that the devices are mostly busy, four each, and equal; they are taken to learn like the curve's."""
-    return next(count for count in range(4 * devices, BATCH + 1) if BATCH % count == 0)
+    """So many that the devices are mostly busy, four each; they are taken to learn like the curve's."""
+    return equal_parts(BATCH, 4 * devices)
 
 
 def keep_emulated(path: Path, task: Task, found: Sequence[Emulated]) -> None:

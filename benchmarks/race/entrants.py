@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.contenders.methods import Method
+from benchmarks.contenders.torch_schedules import equal_parts
 from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line
+from benchmarks.race.tasks import Task
 
 __all__ = ["PROCESSES", "SCHEDULES", "Entrant", "entrants"]
 
@@ -32,12 +34,15 @@ class Entrant:
         return self.line == MICROBATCHES
 
 
-def entrants(all_lines: Sequence[Line]) -> list[Entrant]:
-    """In the order of the lines."""
-    return [Entrant(line, method) for line in all_lines for method in _methods(line)]
+def entrants(task: Task, all_lines: Sequence[Line]) -> list[Entrant]:
+    """In the order of the lines.
+
+    Where a line's microbatches would not be equal, schedules are timed with the next number that are.
+    """
+    return [Entrant(line, method) for line in all_lines for method in _methods(task, line)]
 
 
-def _methods(line: Line) -> list[Method]:
+def _methods(task: Task, line: Line) -> list[Method]:
     if line == BACKPROP:
         return [
             Method("backprop, one process", "backprop", 1),
@@ -46,7 +51,8 @@ def _methods(line: Line) -> list[Method]:
     if line == REPLICAS:
         return [Method("backprop, DDP", "ddp", PROCESSES)]
     if line == MICROBATCHES:
-        return [Method(f"backprop, {name}", name, PROCESSES, (), line.parts) for name in SCHEDULES]
+        count = equal_parts(task.config.train.batch_size, line.parts)
+        return [Method(f"backprop, {name}", name, PROCESSES, (), count) for name in SCHEDULES]
     if line.every is not None:
         return [Method(line.name, "averaged", PROCESSES, (), 1, line.every, line.diloco)]
     return [

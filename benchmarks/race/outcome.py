@@ -193,10 +193,11 @@ def _of_times(found: Found) -> list[Target]:
 
 
 def _of_blocks(found: Found) -> list[Target]:
-    """Every block alone with the chosen head: steps, and seconds in one process."""
-    line = _chosen(found, "block")
-    if line is None:
+    """Every block alone with the head that is the least work: steps, and seconds in one process."""
+    blocks = [e for e in found.entrants if e.line.name.startswith("block") and found.runs(e.line)]
+    if not blocks:
         return []
+    line = min(blocks, key=lambda entrant: found.works[entrant.label]).line
     wanted = wanted_errors(found.runs(BACKPROP))[_MAIN]
     steps, reference = (_all_steps(found.runs(one), wanted) for one in (line, BACKPROP))
     told = f"3. {found.task.name}: {line.name}: {{}} to that error, over {{}}".format

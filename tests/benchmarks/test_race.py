@@ -226,8 +226,9 @@ def test_every_line_is_a_configuration_and_every_entrant_has_its_work(task: Task
     for line in known:
         for seed in (None, 1):
             config_of(task, Job(line, task.rates[0], task.head_rates[0], seed))
-    everyone = entrants(known)
+    everyone = entrants(task, known)
     assert len({entrant.label for entrant in everyone}) == len(everyone)
+    assert all(task.config.train.batch_size % entrant.method.microbatches == 0 for entrant in everyone), "equal ones"
     if task is QUICK:
         works = {entrant.label: work_of(task, entrant) for entrant in everyone}
         assert works["backprop, activation checkpointing"] > works["backprop, one process"] == works["backprop, DDP"]
@@ -301,7 +302,7 @@ def test_one_process_learns_what_several_would() -> None:
     others = [line for line in lines(QUICK) if line.every is not None]
     soon = [replace(line, every=3) for line in others[::2]]  # within the few steps of a test
     with Crew(2) as team:
-        for entrant in entrants([REPLICAS, MICROBATCHES, *soon]):
+        for entrant in entrants(QUICK, [REPLICAS, MICROBATCHES, *soon]):
             found = team.call(with_one_thread, entrant.method, CONFIG)
             curve = train_curve(ALONE, entrant.line, CONFIG, 1)
             assert all(errors == curve.errors for errors in found), entrant.label

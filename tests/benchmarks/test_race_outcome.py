@@ -23,7 +23,7 @@ def found_of(errors: Mapping[Line, list[tuple[float, ...]]], seconds: Mapping[st
         line: Kept(tries[line], tuple(run_of(seed, *row) for seed, row in enumerate(rows, 1)))
         for line, rows in errors.items()
     }
-    everyone = entrants(list(errors))
+    everyone = entrants(QUICK, list(errors))
     speeds = {entrant.label: Speed((seconds[entrant.line.name],), 100.0, None) for entrant in everyone}
     works = {entrant.label: 1.0 for entrant in everyone}
     return Found(QUICK, kept, everyone, speeds, works, [Emulated(2, "2 segments, copy", "2 segments, copy", (0.5,))])
@@ -123,3 +123,13 @@ def test_blocks_that_reach_the_error_are_held_against_backprop() -> None:
         "3. digits-mlp: block, copy: steps to that error, over backprop's": 50 / 40,
         "3. digits-mlp: block, copy: seconds to that error, over one process of backprop": 25 / 40,
     }
+
+
+def test_blocks_are_judged_by_the_head_that_is_the_least_work() -> None:
+    """Whatever held-out samples say: the linear head has the worse try here."""
+    linear = local_line(QUICK, None, "linear")
+    worse = Kept((Trained(0.1, 1.0, None, curve_of(90.0)),), FOUND.kept[TWO].runs)
+    both = [*FOUND.entrants, *entrants(QUICK, [linear])]
+    works = {entrant.label: 0.5 if entrant.line == linear else 1.0 for entrant in both}
+    found = replace(FOUND, kept={**FOUND.kept, linear: worse}, entrants=both, works=works)
+    assert targets_of(found)[-1].name == "3. digits-mlp: block, linear: steps to that error, over backprop's"
