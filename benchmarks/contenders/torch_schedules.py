@@ -38,7 +38,7 @@ def chunks_of(rank: int, processes: int, schedule: str) -> list[int]:
 
 
 def equal_parts(batch: int, at_least: int) -> int:
-    """The least number of microbatches from `at_least` on that are equal: buffers have one shape in torch's schedules."""
+    """The least number of microbatches from `at_least` on that are equal; torch's buffers have one shape."""
     return next(count for count in range(at_least, batch + 1) if batch % count == 0)
 
 
