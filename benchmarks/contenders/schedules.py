@@ -22,10 +22,11 @@ from benchmarks.contenders.common import (
     timed_epochs,
     told_by_first,
 )
-from benchmarks.contenders.torch_schedules import CHUNKS, Stage, chunks_of, create_schedule
+from benchmarks.contenders.torch_schedules import CHUNKS, Stage, chunks_of, create_schedule, equal_parts
 from benchmarks.harness.crew import Member
 from pipeline.config.schema import RunConfig
 from pipeline.data.batches import Batches
+from pipeline.errors import ConfigError
 from pipeline.learning.balance import balance, members
 from pipeline.learning.profile import count_costs
 from pipeline.network.spec import infer_shapes
@@ -108,7 +109,14 @@ class _Scheduled:
 
 
 def train_scheduled(member: Member, config: RunConfig, name: str, microbatches: int) -> Trained:
-    """In torch's pipeline schedule `name`. Batch norm sees microbatches: not quite the same training."""
+    """In torch's pipeline schedule `name`. Batch norm sees microbatches: not quite the same training.
+
+    Raises ConfigError where a batch cannot be cut into so many equal ones.
+    """
+    batch = config.train.batch_size
+    if batch % microbatches:
+        told = f"batches of {batch} cannot be cut into {microbatches} equal microbatches"
+        raise ConfigError(f"{told}; {equal_parts(batch, microbatches)} are equal")
     batches = open_batches(config, choose_device(member, config))
     scheduled = _Scheduled(member, config, batches, name, microbatches)
     return timed_epochs(

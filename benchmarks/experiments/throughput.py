@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.contenders.common import CHEAP_HEAD, Use, processes
 from benchmarks.contenders.footprint import peak_memory
 from benchmarks.contenders.methods import Method, baselines, split_of
-from benchmarks.contenders.torch_schedules import CHUNKS
+from benchmarks.contenders.torch_schedules import CHUNKS, equal_parts
 from benchmarks.harness.crew import Crew, cores
 from benchmarks.harness.figures import Figure, ratio, summarize
 from benchmarks.harness.progress import shown
@@ -53,7 +53,7 @@ _QUICK = _Size(width=0.125, batch=32, microbatches=4, steps=3, rounds=3)
 def run(quick: bool, count: int | None = None) -> Result:
     """Measure vgg8b on synthetic images of 32x32x3, or vgg19 where `count` processes need more blocks."""
     size, count = (_QUICK if quick else _FULL), count or processes()
-    config, methods = _config(size, count), _methods(count, max(size.microbatches, count))
+    config, methods = _config(size, count), _methods(count, size)
     with Crew(1) as solo, Crew(count) as team:
         crews = {1: solo, count: team}
         splits = {
@@ -80,10 +80,10 @@ def _config(size: _Size, count: int) -> RunConfig:
     return RunConfig(data=data, model=ModelConfig(model=model, width=size.width), train=train)
 
 
-def _methods(count: int, microbatches: int) -> list[Method]:
+def _methods(count: int, size: _Size) -> list[Method]:
     group = (("segments", count),)
     return [
-        *baselines(count, microbatches),
+        *baselines(count, equal_parts(size.batch, max(size.microbatches, count))),
         *(Method(f"{name}, {_ONE}", "ours", 1, overrides) for name, overrides in _LOSSES.items()),
         *(Method(f"{name}, {_BLOCK}", "ours", count, overrides) for name, overrides in _LOSSES.items()),
         *(Method(f"{name}, {_GROUP}", "ours", count, overrides + group) for name, overrides in _LOSSES.items()),

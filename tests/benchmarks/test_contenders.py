@@ -9,9 +9,11 @@ import torch
 
 from benchmarks.contenders.common import Mixed, Trained
 from benchmarks.contenders.methods import Method, baselines, train
+from benchmarks.contenders.schedules import SCHEDULES, train_scheduled
 from benchmarks.experiments.heads import difference
 from benchmarks.harness.crew import Crew, Member
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
+from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -47,6 +49,12 @@ def test_difference_of_means_has_welchs_standard_error() -> None:
     found = difference([1.0, 3.0], [10.0, 10.0, 13.0])
     assert found.mean == pytest.approx(-9.0)
     assert found.standard_error == pytest.approx((2.0 / 2 + 3.0 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_wants_equal_microbatches(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^batches of 32 cannot be cut into 5 equal microbatches; 8 are equal$"):
+        train_scheduled(Member(0, 2, 1), CONFIG, name, 5)
 
 
 def with_one_thread(member: Member, method: Method, config: RunConfig) -> Trained:

@@ -59,6 +59,13 @@ def test_the_quick_forms_repeat_often_enough_for_a_rough_figure() -> None:
     assert {case.width for case in cases} == {0.25, 0.5, 1.0}
 
 
+@pytest.mark.parametrize("count", range(2, throughput.MOST_PROCESSES + 1))
+def test_schedules_get_equal_microbatches_whatever_the_number_of_processes(count: int) -> None:
+    for size in (throughput._FULL, throughput._QUICK):
+        found = {method.microbatches for method in throughput._methods(count, size)} - {1}
+        assert found and all(size.batch % each == 0 and each >= count for each in found)
+
+
 def test_figures_are_median_least_greatest_and_count() -> None:
     figure = summarize([3.0, 1.0, 2.0, 10.0])
     assert (figure.median, figure.minimum, figure.maximum, figure.n) == (2.5, 1.0, 10.0, 4)
