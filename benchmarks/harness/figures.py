@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Difference", "Figure", "ratio", "summarize"]
+__all__ = ["Difference", "Figure", "paired", "ratio", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,11 @@ def summarize(values: Sequence[float]) -> Figure:
 def ratio(values: Sequence[float], references: Sequence[float]) -> Figure:
     """The figure of `values / references`, round by round: what disturbs a whole round falls out."""
     return summarize([value / reference for value, reference in zip(values, references, strict=True)])
+
+
+def paired(values: Mapping[int, float], references: Mapping[int, float]) -> Difference | None:
+    """Values minus the references of the same seeds: what a seed makes of everyone falls out; None below two pairs."""
+    differences = [value - references[seed] for seed, value in values.items() if seed in references]
+    if len(differences) < 2:
+        return None
+    return Difference(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmarks.paper.behind import Behind, all_behind
 from benchmarks.paper.course import Course, courses
 from benchmarks.paper.order import Comparison, comparisons
 from benchmarks.paper.results import Kept, Run, Setting
@@ -57,6 +58,7 @@ def page(kept: Kept, pictures: Sequence[str] = ()) -> str:
             parts.append(f"![{title}]({table}.png)")
         parts.append(_table(table, kept))
         parts += [_on_the_way(course) for course in courses(table, kept)]
+        parts += [_behind(one) for one in all_behind(table, kept)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -87,6 +89,17 @@ def _on_the_way(course: Course) -> str:
     for epoch, errors in course.errors.items():
         lines.append(f"| {epoch} | {' | '.join(f'{errors[loss]:.2f}' for loss in losses)} |")
     return f"On the way, {course.network}, test error in percent:\n\n" + "\n".join(lines)
+
+
+def _behind(found: Behind) -> str:
+    where = found.network + (f", {found.departure}" if found.departure else "")
+    lines = [
+        f"Against backprop, {where}, {found.error:.2f} % over {plural(found.seeds, 'seed')}:\n",
+        "| loss | test error, % | points behind backprop, seed by seed, ± standard error |",
+        "| --- | --- | --- |",
+        *(f"| {o.name} | {o.error:.2f} | {o.gap.mean:+.2f} ± {o.gap.standard_error:.2f} |" for o in found.others),
+    ]
+    return "\n".join(lines)
 
 
 def _marked(setting: Setting, changed: str) -> str:

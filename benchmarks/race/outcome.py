@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness.figures import Difference, Figure, ratio, summarize
+from benchmarks.harness.figures import Figure, paired, ratio, summarize
 from benchmarks.harness.report import Row, Target, at_most
 from benchmarks.race.curves import Curve
 from benchmarks.race.emulated import Emulated
@@ -21,7 +21,7 @@ __all__ = [
     "SHARES",
     "Found",
     "curves_of",
-    "paired",
+    "final_errors",
     "rows_of",
     "steps_to",
     "targets_of",
@@ -50,13 +50,9 @@ class Found:
         return self.kept[line].runs
 
 
-def paired(values: Sequence[Trained], references: Sequence[Trained]) -> Difference | None:
-    """Final errors minus those of the runs with the same seeds; None with fewer than two pairs."""
-    known = {run.seed: run.error for run in references}
-    differences = [run.error - known[run.seed] for run in values if run.seed in known]
-    if len(differences) < 2:
-        return None
-    return Difference(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
+def final_errors(runs: Sequence[Trained]) -> dict[int, float]:
+    """By seed, without tries."""
+    return {run.seed: run.error for run in runs if run.seed is not None}
 
 
 def wanted_errors(runs: Sequence[Trained]) -> dict[int, float]:
@@ -111,7 +107,7 @@ def _row(found: Found, entrant: Entrant, wanted: Mapping[int, float]) -> Row:
         "joules_a_step": None if speed is None else speed.joules,
         "wanted_errors": {str(share): error for share, error in wanted.items()},
     }
-    gap = paired(runs, found.runs(BACKPROP))
+    gap = paired(final_errors(runs), final_errors(found.runs(BACKPROP)))
     if gap is not None and entrant.line != BACKPROP:
         settings |= {"minus_backprop": gap.mean, "standard_error": gap.standard_error}
     figures = {"test_error_percent": summarize([run.error for run in runs])}
@@ -160,7 +156,7 @@ def _of_errors(found: Found) -> list[Target]:
     targets = []
     for segments, most in ((2, 0.3), (4, 1.0)):
         line = _chosen(found, f"{segments} segments", f"{segments} late segments")
-        gap = None if line is None else paired(found.runs(line), found.runs(BACKPROP))
+        gap = None if line is None else paired(final_errors(found.runs(line)), final_errors(found.runs(BACKPROP)))
         if line is not None and gap is not None:
             name = f"1. {found.task.name}: {line.name}: test error minus backprop's, points ± {gap.standard_error:.2f}"
             targets.append(at_most(name, most, summarize([gap.mean])))

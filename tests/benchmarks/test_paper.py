@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from benchmarks.harness.figures import Difference
+from benchmarks.paper.behind import all_behind
 from benchmarks.paper.command import main, render
 from benchmarks.paper.course import courses
 from benchmarks.paper.curves import figure
@@ -309,6 +311,34 @@ class TestPage:
         assert courses("table4", kept_of("table4/cifar10/mlp", {"glob": 30.0, "sim": 31.0}, short)) == []
         assert courses("table5", kept_of("table4/cifar10/mlp", {"glob": 30.0, "sim": 31.0})) == []
         assert courses("table4", kept_of("table4/cifar10/mlp", {"glob": 30.0, "sim": 31.0})) != []
+
+    def test_local_losses_are_held_against_backprop_seed_by_seed(self) -> None:
+        def kept(changes: dict[str, Any], errors: list[float], epochs: int = 10) -> dict[str, Any]:
+            setting = Setting(epochs, 400, changes)
+            return {setting.label: (setting, [a_run(seed, error) for seed, error in enumerate(errors, 1)])}
+
+        heads = {"width": 0.25, "classifier": "copy"}
+        local = {
+            **kept({"width": 0.25}, [14.0, 16.0, 15.0]),
+            **kept(heads, [12.0, 13.0, 99.0]),
+            **kept({"width": 0.5}, [10.0, 10.0]),  # backprop is as wide
+            **kept({"width": 0.25}, [10.0, 10.0], 20),  # or as long
+            **kept({**heads, "dropout": 0.0}, [10.0, 10.0]),
+            **kept({**heads, "beta": 0.5}, [10.0]),  # one seed tells no error of the difference
+        }
+        row = "table4/cifar10/vgg8b"
+        found = {f"{row}/predsim": local, f"{row}/glob": kept({"width": 0.25}, [10.0, 12.0])}
+        (one,) = all_behind("table4", found)
+        assert (one.network, one.error, one.seeds) == ("cifar10/vgg8b", 11.0, 2)
+        assert [(other.name, other.error, other.gap) for other in one.others] == [
+            ("predsim", 15.0, Difference(4.0, 0.0)),
+            ("predsim, classifier copy", pytest.approx(124 / 3), Difference(1.5, 0.5)),
+        ]
+        text = page(found)
+        where = "cifar10/vgg8b, shortened to 10 of 400 epochs, width 0.25"
+        assert f"Against backprop, {where}, 11.00 % over 2 seeds:" in text
+        assert "| predsim, classifier copy | 41.33 | +1.50 ± 0.50 |" in text
+        assert all_behind("table5", found) == []
 
     def test_the_figure_has_training_and_test_error_of_every_loss(self) -> None:
         assert figure("figure2", {}) is None

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.harness.figures import paired
 from benchmarks.race.emulated import Emulated
 from benchmarks.race.entrants import entrants
 from benchmarks.race.ledger import Kept, Trained
 from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line, local_line
-from benchmarks.race.outcome import Found, curves_of, paired, rows_of, steps_to, targets_of, wanted_errors
+from benchmarks.race.outcome import Found, curves_of, final_errors, rows_of, steps_to, targets_of, wanted_errors
 from benchmarks.race.speed import Speed
 from tests.support.races import QUICK, curve_of, run_of
 
@@ -61,9 +62,9 @@ def test_the_wanted_errors_are_what_backprop_has_come_to() -> None:
 
 
 def test_differences_are_of_equal_seeds() -> None:
-    gap = paired(FOUND.runs(TWO), FOUND.runs(BACKPROP))
+    gap = paired(final_errors(FOUND.runs(TWO)), final_errors(FOUND.runs(BACKPROP)))
     assert gap is not None and gap.mean == 0.75 and gap.standard_error == pytest.approx(0.25)
-    assert paired(FOUND.runs(TWO), FOUND.runs(BACKPROP)[1:]) is None
+    assert paired(final_errors(FOUND.runs(TWO)), final_errors(FOUND.runs(BACKPROP)[1:])) is None
 
 
 def test_rows_tell_errors_steps_seconds_and_what_was_chosen() -> None:
