@@ -12,7 +12,7 @@ import queue
 import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from benchmarks.contenders.common import CHEAP_HEAD, barrier, choose_device
@@ -24,7 +24,11 @@ from benchmarks.harness.figures import Difference, ratio, summarize
 from benchmarks.harness.pictures import Bars
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_most
+from benchmarks.harness.settings import departures
+from pipeline.config.placement import Placement
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
+from pipeline.config.toml import read_toml
+from pipeline.errors import DataError
 from pipeline.network.spec import Network
 from pipeline.network.zoo import named_network
 from pipeline.training import Options
@@ -36,6 +40,7 @@ _PAPER, _PRED = "conv", "pred"  # the reference, and no similarity at all
 _HEADS = (_PAPER, "pool-2", "pool-4", CHEAP_HEAD, "stride-4", "grouped-8", "none", _PRED)
 _DECODER_DIM = {"cifar10": 2048, "fashion_mnist": 1024, "digits": 4096}
 _TOLERANCE = 0.2  # points of test error that a head may cost
+_NOT_THE_METHOD = {"data_dir", "nonlinearity", "segments", *(f.name for f in fields(Placement))}  # or kept resolved
 _FOLDER = Path("runs") / "benchmarks" / "heads"
 
 
@@ -118,19 +123,24 @@ def _train_all(size: _Size, data_dir: str, folder: Path) -> dict[tuple[str, str]
 
 
 def _error(folder: Path, config: RunConfig, head: str, core: int) -> float:
-    """Test error of a run, trained now unless its folder holds the result."""
+    """Test error of a run, trained now unless its folder holds the result.
+
+    Raises DataError where the folder holds that of another configuration.
+    """
     summary = folder / "summary.json"
     if not summary.exists():
         with Crew(1, available=[core]) as crew:
             crew.call(_train, config, head, str(folder))
+    differ = departures(read_toml(folder / "config.toml"), _configured(config, head)).keys() - _NOT_THE_METHOD
+    if differ:
+        raise DataError(f"{folder} holds a run of other settings ({', '.join(sorted(differ))}); remove it")
     error = json.loads(summary.read_text(encoding="utf-8"))["test_error_percent"]
     return math.nan if error is None else float(error)
 
 
 def _train(member: Member, config: RunConfig, head: str, folder: str | None = None) -> float:
     """Train with a head of the product, one that is passed as modules, or `pred`; seconds of the last epoch."""
-    if head not in CANDIDATES:
-        config = override(config, {"loss": _PRED} if head == _PRED else {"similarity_head": head})
+    config = _configured(config, head)
 
     def network(shape: tuple[int, ...], classes: int) -> Network:
         named = named_network(config.model, shape, classes, config.train.loss)
@@ -139,6 +149,12 @@ def _train(member: Member, config: RunConfig, head: str, folder: str | None = No
     result = train(config, Options(output=folder, overwrite=True), network)
     barrier(member, choose_device(member, config))
     return result.epochs[-1].seconds
+
+
+def _configured(config: RunConfig, head: str) -> RunConfig:
+    if head in CANDIDATES:
+        return config
+    return override(config, {"loss": _PRED} if head == _PRED else {"similarity_head": head})
 
 
 def _backprop(member: Member, config: RunConfig, head: str) -> float:

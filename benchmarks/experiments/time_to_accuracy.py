@@ -18,10 +18,11 @@ from rich.console import Console
 
 from benchmarks.harness.crew import cores
 from benchmarks.harness.pictures import Curves
-from benchmarks.harness.report import Result
+from benchmarks.harness.report import Result, provenance
 from benchmarks.race.curves import Curve
 from benchmarks.race.emulated import emulate, keep_emulated, read_emulated
 from benchmarks.race.entrants import entrants
+from benchmarks.race.kept import origin
 from benchmarks.race.ledger import Job, Ledger
 from benchmarks.race.order import all_lines, config_of
 from benchmarks.race.outcome import Found, curves_of, rows_of, targets_of
@@ -63,19 +64,24 @@ def run(quick: bool, data_dir: str, folder: Path, part: str | None = None) -> Re
 
 
 def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str | None) -> Found:
-    """What is kept of a task, after what the part asks for has been measured; twice only if it is asked for alone."""
-    known = all_lines(task, ledger.read)
-    everyone, speeds = entrants(task, known), read_speeds(folder / _SPEED, task)
-    if part == "speed" or (part is None and any(entrant.label not in speeds for entrant in everyone)):
+    """What is kept of a task, after what the part asks for has been measured.
+
+    Measured again only if it is asked for alone, or is incomplete, or, of seconds, has come from another machine.
+    """
+    known, timed = all_lines(task, ledger.read), origin(folder / _SPEED)
+    everyone, speeds = entrants(task, known), read_speeds(folder / _SPEED, task, known)
+    elsewhere = timed is not None and timed.machine != provenance().machine
+    if part == "speed" or (part is None and (elsewhere or any(one.label not in speeds for one in everyone))):
         speeds = measure_all(task, everyone, _ROUNDS[quick])
-        keep_speeds(folder / _SPEED, task, speeds)
-    emulated = read_emulated(folder / _EMULATED, task)
+        keep_speeds(folder / _SPEED, task, known, speeds)
+        timed = provenance()
+    emulated = read_emulated(folder / _EMULATED, task, known)
     missing = {line.name for line in known if line.is_local} - {one.line for one in emulated}
     if part == "emulated" or (part is None and missing):
         emulated = emulate(task, known, _ROUNDS[quick])
-        keep_emulated(folder / _EMULATED, task, emulated)
+        keep_emulated(folder / _EMULATED, task, known, emulated)
     works = {entrant.label: work_of(task, entrant) for entrant in everyone}
-    return Found(task, {line: ledger.read(line) for line in known}, everyone, speeds, works, emulated)
+    return Found(task, {line: ledger.read(line) for line in known}, everyone, speeds, timed, works, emulated)
 
 
 class _Teller:

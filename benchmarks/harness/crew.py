@@ -128,8 +128,11 @@ class Crew:
         The function must be importable by name and what travels picklable. Raises CrewError if any process fails or
         none of them answers in time; the crew is of no further use then.
         """
-        for pipe in self._pipes:
-            pipe.send((function, args, kwargs))
+        for rank, pipe in enumerate(self._pipes):
+            try:
+                pipe.send((function, args, kwargs))
+            except OSError as error:  # it has died since the last call
+                raise self._died(rank, function.__name__) from error
         return self._gather(self._limit_s, function.__name__)
 
     def abort(self) -> None:
@@ -165,12 +168,14 @@ class Crew:
         try:
             failed, value = pipe.recv()
         except (EOFError, OSError) as error:
-            self._processes[rank].join(_END_LIMIT_S)
-            status = self._processes[rank].exitcode
-            raise CrewError(f"{what}: process {rank} died with status {status}") from error
+            raise self._died(rank, what) from error
         if failed:
             raise CrewError(f"{what}: process {rank} failed\n{value}")
         return value
+
+    def _died(self, rank: int, what: str) -> CrewError:
+        self._processes[rank].join(_END_LIMIT_S)
+        return CrewError(f"{what}: process {rank} died with status {self._processes[rank].exitcode}")
 
     def _end(self) -> None:
         deadline = time.monotonic() + _END_LIMIT_S

@@ -43,7 +43,7 @@ _SHOWN = {
         {
             "test_error_percent": "test error at the end, %",
             "minus_backprop": "mean minus backprop's ± standard error",
-            "steps_to_80": "steps to what backprop stays below after 80 % of its run",
+            "steps_to_80": "steps to the error that backprop has after 80 % of its run",
             "step_seconds": "seconds a step",
             "seconds_to_80": "seconds to that error",
             "million_multiply_accumulates": "million multiply-accumulates an image",

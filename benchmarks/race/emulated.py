@@ -19,7 +19,7 @@ from benchmarks.experiments.schedule import OURS, Contest, Method, compete, judg
 from benchmarks.harness.crew import Crew
 from benchmarks.harness.progress import shown
 from benchmarks.race.entrants import SCHEDULES
-from benchmarks.race.kept import keep, read, settings_of
+from benchmarks.race.kept import keep_of_lines, read_of_lines, settings_of
 from benchmarks.race.lines import BACKPROP, MICROBATCHES, Line
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import override
@@ -96,17 +96,22 @@ def _microbatches(devices: int) -> int:
     return equal_parts(BATCH, 4 * devices)
 
 
-def keep_emulated(path: Path, task: Task, found: Sequence[Emulated]) -> None:
-    """Write what the emulated devices of a task took."""
-    settings = {**settings_of(task.config), "emulated": task.emulated}
-    keep(path, f"{task.name}: emulated devices", settings, {"emulated": [asdict(one) for one in found]})
+def keep_emulated(path: Path, task: Task, all_lines: Sequence[Line], found: Sequence[Emulated]) -> None:
+    """Write what the emulated devices of a task took with `all_lines`."""
+    content = {"emulated": [asdict(one) for one in found]}
+    keep_of_lines(path, f"{task.name}: emulated devices", _settings(task), all_lines, content)
 
 
-def read_emulated(path: Path, task: Task) -> list[Emulated]:
-    """What is kept; nothing where there is no file. Raises DataError for one that is not ours or of other settings."""
-    settings = {**settings_of(task.config), "emulated": task.emulated}
+def read_emulated(path: Path, task: Task, all_lines: Sequence[Line]) -> list[Emulated]:
+    """What is kept; nothing where there is no file. Raises DataError for one that is not ours, or of other settings or
+    lines.
+    """
 
     def parse(report: Mapping[str, Any]) -> list[Emulated]:
         return [Emulated(r["devices"], r["line"], r["label"], tuple(r["steps"])) for r in report["emulated"]]
 
-    return read(path, "emulated devices", settings, parse) or []
+    return read_of_lines(path, "emulated devices", _settings(task), all_lines, parse) or []
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    return {**settings_of(task.config), "emulated": task.emulated}

@@ -1,20 +1,21 @@
-"""Files of a race: with the settings that what they hold was made with, which must be those of today."""
+"""Files of a race: with the settings that what they hold was made with, which must be those of today, and where."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.harness.kept import read_whole, write_whole
-from benchmarks.harness.report import provenance
+from benchmarks.harness.report import Provenance, provenance
 from benchmarks.harness.settings import departures
+from benchmarks.race.lines import Line
 from pipeline.config.schema import RunConfig
 from pipeline.errors import DataError
 
-__all__ = ["keep", "read", "settings_of"]
+__all__ = ["keep", "keep_of_lines", "origin", "read", "read_of_lines", "settings_of"]
 
 T = TypeVar("T")
 
@@ -40,8 +41,48 @@ def read(path: Path, what: str, settings: Mapping[str, Any], parse: Callable[[Ma
     if not path.exists():
         return None
     found, content = read_whole(path, f"{what} of a race", lambda report: (dict(report["settings"]), parse(report)))
+    _compare(path, found, settings)
+    return content
+
+
+def keep_of_lines(
+    path: Path, name: str, settings: Mapping[str, Any], lines: Sequence[Line], content: Mapping[str, Any]
+) -> None:
+    """As `keep`, for what several lines were measured in."""
+    keep(path, name, settings, {"lines": {line.name: asdict(line) for line in lines}, **content})
+
+
+def read_of_lines(
+    path: Path,
+    what: str,
+    settings: Mapping[str, Any],
+    lines: Sequence[Line],
+    parse: Callable[[Mapping[str, Any]], T],
+) -> T | None:
+    """As `read`; lines that have come since, or are gone, do not matter, but those of the same names must be the same.
+
+    Raises DataError as `read` does.
+    """
+    found = read(path, what, settings, lambda report: (dict(report["lines"]), parse(report)))
+    if found is None:
+        return None
+    before, content = found
+    today = {line.name: asdict(line) for line in lines if line.name in before}
+    _compare(path, {name: before[name] for name in today}, today)
+    return content
+
+
+def origin(path: Path) -> Provenance | None:
+    """Where and with what a file was made; None where there is none. Raises DataError for one that is not ours."""
+
+    def parse(report: Mapping[str, Any]) -> Provenance:
+        return Provenance(report["machine"], report["versions"], report["commit"])
+
+    return read_whole(path, "the origin of a race", parse) if path.exists() else None
+
+
+def _compare(path: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(settings))
     differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     if differ:
         raise DataError(f"{path} was made with other settings ({', '.join(differ)}); remove it to make it anew")
-    return content

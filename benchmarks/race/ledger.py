@@ -77,11 +77,11 @@ class Ledger:
         return read(self.path(line), "curves", self._settings(line), parse) or Kept()
 
     def add(self, job: Job, curve: Curve) -> None:
-        """Keep what has been trained."""
+        """Keep what has been trained, in place of the same training where somebody else has kept it meanwhile."""
         kept, new = self.read(job.line), Trained(job.lr, job.head_lr, job.seed, curve)
-        tries, runs = (*kept.tries, new) if job.seed is None else kept.tries, kept.runs
-        if job.seed is not None:
-            runs = tuple(sorted((*runs, new), key=lambda one: one.seed or 0))
+        others = [one for one in (*kept.tries, *kept.runs) if _which(one) != _which(new)]
+        tries = [one for one in (*others, new) if one.seed is None]
+        runs = sorted((one for one in (*others, new) if one.seed is not None), key=lambda one: one.seed or 0)
         content = {"tries": [asdict(one) for one in tries], "runs": [asdict(one) for one in runs]}
         keep(self.path(job.line), f"{self._task.name}: {job.line.name}", self._settings(job.line), content)
 
@@ -98,6 +98,11 @@ class Ledger:
             "every": line.every,
             "diloco": line.diloco,
         }
+
+
+def _which(one: Trained) -> object:
+    """What it is of its line: a try with these rates, or the run of this seed."""
+    return (one.lr, one.head_lr) if one.seed is None else one.seed
 
 
 def _trained(row: Mapping[str, Any]) -> Trained:

@@ -15,7 +15,8 @@ from benchmarks.contenders.methods import split_of
 from benchmarks.harness.crew import Crew
 from benchmarks.harness.progress import shown
 from benchmarks.race.entrants import PROCESSES, Entrant
-from benchmarks.race.kept import keep, read, settings_of
+from benchmarks.race.kept import keep_of_lines, read_of_lines, settings_of
+from benchmarks.race.lines import Line
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig, override
 
@@ -88,19 +89,19 @@ def work_of(task: Task, entrant: Entrant) -> float:
     return sum(costs) + again
 
 
-def keep_speeds(path: Path, task: Task, speeds: Mapping[str, Speed]) -> None:
-    """Write all speeds of a task."""
+def keep_speeds(path: Path, task: Task, all_lines: Sequence[Line], speeds: Mapping[str, Speed]) -> None:
+    """Write all speeds of a task, whose entrants are of `all_lines`."""
     found = {label: asdict(speed) for label, speed in speeds.items()}
-    keep(path, f"{task.name}: speed", settings_of(_timed(task)), {"speeds": found})
+    keep_of_lines(path, f"{task.name}: speed", settings_of(_timed(task)), all_lines, {"speeds": found})
 
 
-def read_speeds(path: Path, task: Task) -> dict[str, Speed]:
+def read_speeds(path: Path, task: Task, all_lines: Sequence[Line]) -> dict[str, Speed]:
     """What is kept, by label; nothing where there is no file. Raises DataError for one that is not ours, or of other
-    settings.
+    settings or lines.
     """
 
     def parse(report: Mapping[str, Any]) -> dict[str, Speed]:
         rows = report["speeds"].items()
         return {label: Speed(tuple(row["seconds"]), row["megabytes"], row["joules"]) for label, row in rows}
 
-    return read(path, "speeds", settings_of(_timed(task)), parse) or {}
+    return read_of_lines(path, "speeds", settings_of(_timed(task)), all_lines, parse) or {}

@@ -56,6 +56,16 @@ def test_a_failing_process_is_told_with_its_traceback_and_ends_the_others() -> N
 
 
 @pytest.mark.bench
+def test_a_process_that_died_between_two_calls_is_told() -> None:
+    with Crew(1) as crew:
+        (process,) = crew._processes
+        process.kill()
+        process.join()
+        with pytest.raises(CrewError, match="die: process 0 died with status -9"):
+            crew.call(die)
+
+
+@pytest.mark.bench
 def test_a_dead_process_is_told_with_its_status() -> None:
     with pytest.raises(CrewError, match="die: process 0 died with status 7"), Crew(1) as crew:
         crew.call(die)

@@ -254,3 +254,16 @@ def test_the_heads_experiment_goes_on_where_it_stopped(quick: Callable[[str], tu
     done.write_text(json.dumps(summary | {"test_error_percent": 1.25}), encoding="utf-8")
     again = by_label(start("heads", folder))
     assert again["digits: pred"]["test_error_percent"]["minimum"] == 1.25, "a run that is done is not run again"
+
+
+def test_the_heads_experiment_refuses_runs_of_other_settings(
+    quick: Callable[[str], tuple[Report, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = quick("heads")
+    kept = folder / "runs" / "benchmarks" / "heads" / "quick" / "digits-pool-4x4-2" / "config.toml"
+    before = kept.read_text(encoding="utf-8")
+    kept.write_text(before.replace("lr = 0.0005", "lr = 0.25"), encoding="utf-8")
+    with chdir(folder):
+        assert main(["heads", "--quick", "--output", str(folder)]) == 1
+    kept.write_text(before, encoding="utf-8")
+    assert "digits-pool-4x4-2 holds a run of other settings (lr); remove it" in capsys.readouterr().err

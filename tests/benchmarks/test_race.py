@@ -20,10 +20,12 @@ from benchmarks.contenders.methods import train as train_method
 from benchmarks.emulation.load import BATCH
 from benchmarks.experiments import time_to_accuracy
 from benchmarks.harness.crew import Crew, CrewError, Member
+from benchmarks.harness.report import provenance
 from benchmarks.race import training
 from benchmarks.race.curves import looked_after, train_curve
 from benchmarks.race.emulated import Emulated, contests, keep_emulated, read_emulated, stage_costs
 from benchmarks.race.entrants import Entrant, entrants
+from benchmarks.race.kept import origin
 from benchmarks.race.ledger import Job, Kept, Ledger, Trained
 from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line, lines, local_line
 from benchmarks.race.order import all_lines, best_head, config_of, epochs_left, ready
@@ -165,6 +167,10 @@ def test_curves_are_kept_and_read_again(tmp_path: Path) -> None:
         ledger.add(Job(line, 0.1, 0.3, seed), curve_of(7.5, 6.25))
     kept = ledger.read(line)
     assert (kept.best().lr, kept.best().head_lr) == (0.1, 0.3) and [one.seed for one in kept.runs] == [1, 2]
+    ledger.add(Job(line, 0.1, 0.3, 2), curve_of(7.0, 6.0))
+    ledger.add(Job(line, 0.1, 0.3), curve_of(9.0, 7.0))
+    again = ledger.read(line)
+    assert (len(again.tries), [one.error for one in again.runs]) == (1, [6.25, 6.0]), "the same training counts once"
     assert kept.runs[0].curve == curve_of(7.5, 6.25) and ledger.path(line).name == "2-segments-copy.json"
     assert not list(tmp_path.glob("**/*.part"))
 
@@ -191,23 +197,31 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=told("curves")):
             ledger.read(BACKPROP)
         with pytest.raises(DataError, match=told("speeds")):
-            read_speeds(path, QUICK)
+            read_speeds(path, QUICK, [])
         with pytest.raises(DataError, match=told("emulated devices")):
-            read_emulated(path, QUICK)
+            read_emulated(path, QUICK, [])
+        with pytest.raises(DataError, match=r"cannot be read as the origin of a race"):
+            origin(path)
 
 
 def test_speeds_and_emulated_devices_are_kept_and_read_again(tmp_path: Path) -> None:
     speeds = {"backprop, one process": Speed((0.5, 0.25), 400.0, None), "other": Speed((1.0,), 1.0, 2.5)}
     path, none = tmp_path / "kept.json", tmp_path / "none.json"
-    keep_speeds(path, QUICK, speeds)
-    assert read_speeds(path, QUICK) == speeds and read_speeds(none, QUICK) == {}
+    keep_speeds(path, QUICK, [BACKPROP, MICROBATCHES], speeds)
+    assert read_speeds(path, QUICK, lines(QUICK)) == speeds and read_speeds(none, QUICK, []) == {}
+    assert origin(path) == provenance() and origin(none) is None
     with pytest.raises(DataError, match=r"made with other settings \(train_limit\)"):
-        read_speeds(path, replace(QUICK, timed_steps=4))
+        read_speeds(path, replace(QUICK, timed_steps=4), [])
+    with pytest.raises(DataError, match=r"made with other settings \(backprop, 8 microbatches\)"):
+        read_speeds(path, QUICK, [BACKPROP, replace(MICROBATCHES, parts=4)])
     emulated = [Emulated(2, "block, copy", "block, copy", (0.5, 0.6))]
-    keep_emulated(path, QUICK, emulated)
-    assert read_emulated(path, QUICK) == emulated and read_emulated(none, QUICK) == []
+    line = local_line(QUICK, None, "copy")
+    keep_emulated(path, QUICK, [line], emulated)
+    assert read_emulated(path, QUICK, [BACKPROP, line]) == emulated and read_emulated(none, QUICK, []) == []
+    with pytest.raises(DataError, match=r"made with other settings \(block, copy\)"):
+        read_emulated(path, QUICK, [replace(line, overrides=(*line.overrides, ("beta", 0.5)))])
     with pytest.raises(DataError, match=r"made with other settings \(emulated\)"):
-        read_emulated(path, replace(QUICK, emulated=(2, 3)))
+        read_emulated(path, replace(QUICK, emulated=(2, 3)), [])
 
 
 def test_joules_are_those_of_all_processors_or_none(tmp_path: Path) -> None:
