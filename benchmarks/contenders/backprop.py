@@ -59,7 +59,7 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
     """
     device, batches, blocks = opened(member, config)
     model = Mixed(blocks, config.train, device)
-    replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+    replica = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
     return _train(member, config, batches, device, replica, model)
 
 

@@ -20,7 +20,7 @@ from benchmarks.harness.crew import Crew
 from benchmarks.harness.progress import shown
 from benchmarks.race.entrants import SCHEDULES
 from benchmarks.race.kept import keep_of_lines, read_of_lines, settings_of
-from benchmarks.race.lines import BACKPROP, MICROBATCHES, Line
+from benchmarks.race.lines import BACKPROP, MICROBATCHED, Line
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import override
 from pipeline.learning.balance import balance, cut_segments, members
@@ -79,7 +79,7 @@ def contests(task: Task, all_lines: Sequence[Line], devices: int, rounds: int) -
     reference = stage_costs(task, BACKPROP, 1)
     assert reference is not None
     batch_s = _DEVICE_S * devices
-    schedules = [(MICROBATCHES, Method(name), CHUNKS[name]) for name in SCHEDULES]
+    schedules = [(MICROBATCHED[-1], Method(name), CHUNKS[name]) for name in SCHEDULES]
     local = [(line, OURS, 1) for line in all_lines if line.is_local]
     found = []
     for line, method, chunks in [*schedules, *local]:
@@ -92,7 +92,7 @@ def contests(task: Task, all_lines: Sequence[Line], devices: int, rounds: int) -
 
 
 def _microbatches(devices: int) -> int:
-    """So many that the devices are mostly busy, four each; they are taken to learn like the curve's."""
+    """So many that the devices are mostly busy, four each; they are taken to learn like those of the longest curve."""
     return equal_parts(BATCH, 4 * devices)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.contenders.methods import Method
-from benchmarks.contenders.torch_schedules import equal_parts
-from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line
+from benchmarks.contenders.torch_schedules import CHUNKS, equal_parts
+from benchmarks.race.lines import BACKPROP, REPLICAS, Line
 from benchmarks.race.tasks import Task
 
 __all__ = ["PROCESSES", "SCHEDULES", "Entrant", "entrants"]
@@ -31,13 +31,14 @@ class Entrant:
     @property
     def is_pipelined_backprop(self) -> bool:
         """Whether it is one of torch's schedules."""
-        return self.line == MICROBATCHES
+        return self.line.is_microbatched
 
 
 def entrants(task: Task, all_lines: Sequence[Line]) -> list[Entrant]:
     """In the order of the lines.
 
-    Where a line's microbatches would not be equal, schedules are timed with the next number that are.
+    Where a line's microbatches would not be equal, schedules are timed with the next number that are. A schedule wants
+    one for each of its chunks of the network, at least.
     """
     return [Entrant(line, method) for line in all_lines for method in _methods(task, line)]
 
@@ -50,9 +51,10 @@ def _methods(task: Task, line: Line) -> list[Method]:
         ]
     if line == REPLICAS:
         return [Method("backprop, DDP", "ddp", PROCESSES)]
-    if line == MICROBATCHES:
+    if line.is_microbatched:
         count = equal_parts(task.config.train.batch_size, line.parts)
-        return [Method(f"backprop, {name}", name, PROCESSES, (), count) for name in SCHEDULES]
+        able = [name for name in SCHEDULES if line.parts >= PROCESSES * CHUNKS[name]]
+        return [Method(f"backprop, {name}, {line.parts} microbatches", name, PROCESSES, (), count) for name in able]
     if line.every is not None:
         return [Method(line.name, "averaged", PROCESSES, (), 1, line.every, line.diloco)]
     return [

@@ -9,12 +9,13 @@ from typing import cast
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig, override
 
-__all__ = ["AVERAGING", "BACKPROP", "MICROBATCHES", "REPLICAS", "Line", "lines", "local_line", "with_segments"]
+__all__ = ["AVERAGING", "BACKPROP", "MICROBATCHED", "REPLICAS", "Line", "lines", "local_line", "with_segments"]
 
 AVERAGING = (30, 100)
 """Steps between averages of the replicas' weights."""
 
-_MICROBATCHES, _REPLICAS = 8, 2  # four a stage keep most of a pipeline busy
+_MICROBATCHES = (2, 4, 8)  # more fill a pipeline better, and cost more messages and smaller batch norms
+_REPLICAS = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Line:
         """Parts of the network with a local loss each; None where every block is one, and for global backprop."""
         return cast("int | None", dict(self.overrides).get("segments"))
 
+    @property
+    def is_microbatched(self) -> bool:
+        """Whether it is what pipelines of backprop learn."""
+        return self.parts > 1 and not self.replicas
+
     def applied(self, config: RunConfig, lr: float, head_lr: float, seed: int) -> RunConfig:
         """A task's configuration as this line trains it."""
         local = {"head_lr": head_lr} if self.is_local else {}
@@ -54,7 +60,7 @@ class Line:
 
 
 BACKPROP = Line("backprop")
-MICROBATCHES = Line(f"backprop, {_MICROBATCHES} microbatches", parts=_MICROBATCHES)
+MICROBATCHED = tuple(Line(f"backprop, {count} microbatches", parts=count) for count in _MICROBATCHES)
 REPLICAS = Line(f"backprop, {_REPLICAS} replicas", parts=_REPLICAS, replicas=True)
 
 
@@ -77,7 +83,7 @@ def lines(task: Task) -> list[Line]:
         for every in AVERAGING
     ]
     local = [local_line(task, segments, head) for segments in (2, None) for head in task.heads]
-    return [BACKPROP, MICROBATCHES, REPLICAS, *local, *averaged]
+    return [BACKPROP, *MICROBATCHED, REPLICAS, *local, *averaged]
 
 
 def with_segments(task: Task, head: str) -> Sequence[Line]:

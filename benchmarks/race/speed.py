@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders.arithmetic import counted
 from benchmarks.contenders.common import Trained
 from benchmarks.contenders.footprint import joules, peak_memory
-from benchmarks.contenders.methods import split_of
+from benchmarks.contenders.methods import Method, split_of
 from benchmarks.harness.crew import Crew
 from benchmarks.harness.progress import shown
 from benchmarks.race.entrants import PROCESSES, Entrant
@@ -20,9 +21,10 @@ from benchmarks.race.lines import Line
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig, override
 
-__all__ = ["Speed", "keep_speeds", "measure_all", "read_speeds", "work_of"]
+__all__ = ["Speed", "keep_speeds", "measure_all", "read_speeds", "with_averages", "work_of"]
 
 _QUEUE_DEPTH = 2
+_NEVER = 10**9  # steps
 
 
 @dataclass(frozen=True)
@@ -48,29 +50,27 @@ def _timed(task: Task, epochs: int = 2) -> RunConfig:
 
 
 def measure_all(task: Task, all_entrants: Sequence[Entrant], rounds: int) -> dict[str, Speed]:
-    """By label; rounds of all entrants, after one that warms up and finds the splits.
-
-    Averages of replicas lie outside the timed steps: they are rare.
-    """
+    """By label; rounds of all entrants, after one that warms up and finds the splits."""
     seconds: dict[Entrant, list[float]] = {entrant: [] for entrant in all_entrants}
     energy: dict[Entrant, list[float]] = {entrant: [] for entrant in all_entrants}
     with Crew(1) as solo, Crew(PROCESSES) as team:
         crews = {1: solo, PROCESSES: team}
 
-        def train(entrant: Entrant, epochs: int, split: tuple[int, ...] | None = None) -> Sequence[Trained]:
-            method, config = entrant.method, _timed(task, epochs)
-            return method.train(crews[method.processes], method.configured(config, split))
+        def train(method: Method, epochs: int, split: tuple[int, ...] | None = None) -> Sequence[Trained]:
+            return method.train(crews[method.processes], method.configured(_timed(task, epochs), split))
+
+        def step_seconds(method: Method, split: tuple[int, ...] | None) -> float:
+            return max(one.seconds[-1] for one in train(method, 2, split)) / task.timed_steps
 
         def used(entrant: Entrant, epochs: int) -> float | None:
             before = joules()
-            train(entrant, epochs, splits[entrant])
+            train(entrant.method, epochs, splits[entrant])
             after = joules()
             return None if before is None or after is None or after < before else after - before
 
-        splits = {entrant: split_of(train(entrant, 2)) for entrant in all_entrants}
+        splits = {entrant: split_of(train(entrant.method, 2)) for entrant in all_entrants}
         for entrant in shown(list(all_entrants) * rounds, f"{task.name}: steps of everyone"):
-            trained = train(entrant, 2, splits[entrant])
-            seconds[entrant].append(max(one.seconds[-1] for one in trained) / task.timed_steps)
+            seconds[entrant].append(with_averages(entrant.method, partial(step_seconds, split=splits[entrant])))
             if joules() is not None:  # what another epoch takes: start and data fall out
                 one, two = used(entrant, 1), used(entrant, 2)
                 energy[entrant] += [] if one is None or two is None else [(two - one) / task.timed_steps]
@@ -80,6 +80,14 @@ def measure_all(task: Task, all_entrants: Sequence[Entrant], rounds: int) -> dic
         spent = statistics.median(energy[entrant]) if energy[entrant] else None
         found[entrant.label] = Speed(tuple(seconds[entrant]), held, spent)
     return found
+
+
+def with_averages(method: Method, timed: Callable[[Method], float]) -> float:
+    """Seconds of a step, with its share of an average of replicas where there are any: too rare for a few steps."""
+    if method.kind != "averaged":
+        return timed(method)
+    never, always = (timed(replace(method, every=every)) for every in (_NEVER, 1))
+    return never + (always - never) / method.every
 
 
 def work_of(task: Task, entrant: Entrant) -> float:

@@ -116,16 +116,21 @@ def test_the_summary_picks_the_fastest_schedule(tmp_path: Path) -> None:
 
 
 def test_the_race_tells_of_the_heads_that_held_out_samples_chose(tmp_path: Path) -> None:
-    def row(label: str, held_out: float, error: float, step: float | None = None, **further: float) -> Row:
+    def row(
+        label: str, held_out: float, error: float, step: float | None = None, there: float | None = None, **more: float
+    ) -> Row:
         figures = {"test_error_percent": summarize([error])}
         if step is not None:
             figures["step_seconds"] = summarize([step])
-        return Row(f"cifar10-fastnet: {label}", {"held_out_error_percent": held_out, **further}, figures)
+        if there is not None:
+            figures["seconds_to_80"] = summarize([there])
+        return Row(f"cifar10-fastnet: {label}", {"held_out_error_percent": held_out, **more}, figures)
 
     rows = [
         row("backprop, one process", 20, 12, 0.3),
-        row("backprop, GPipe", 21, 12.5, 0.5),
-        row("backprop, 1F1B", 21, 12.5, 0.4),  # the same curve, faster
+        row("backprop, GPipe, 8 microbatches", 20, 12.5, 0.4, 80),
+        row("backprop, 1F1B, 8 microbatches", 20, 12.5, 0.4, 70),
+        row("backprop, 1F1B, 4 microbatches", 21, 12.6, 0.5, 60),  # a slower step, and there first
         row("2 segments, copy, pipeline", 19, 12.4, 0.2, minus_backprop=0.4, standard_error=0.1),
         row("2 segments, linear, pipeline", 20, 12.1, 0.1),  # better in the end, and not chosen
         row("block, copy, pipeline", 25, 16),  # not timed yet
@@ -134,7 +139,7 @@ def test_the_race_tells_of_the_heads_that_held_out_samples_chose(tmp_path: Path)
     publish("time-to-accuracy", "command", Result(rows, [], bars("test_error_percent", rows)), tmp_path)
     assert tables(tmp_path, ("time-to-accuracy",))["race"].splitlines()[2:] == [
         "| backprop, one process | 12 |  |  | 0.3 |  |",
-        "| backprop, 1F1B, torch's fastest schedule | 12.5 |  |  | 0.4 |  |",
+        "| backprop, 1F1B, 4 microbatches, torch's fastest schedule | 12.6 |  |  | 0.5 | 60 |",
         "| 2 segments, copy, pipeline | 12.4 | +0.40 ± 0.10 |  | 0.2 |  |",
         "| block, copy, pipeline | 16 |  |  |  |  |",
     ]

@@ -27,9 +27,9 @@ from benchmarks.race.emulated import Emulated, contests, keep_emulated, read_emu
 from benchmarks.race.entrants import Entrant, entrants
 from benchmarks.race.kept import origin
 from benchmarks.race.ledger import Job, Kept, Ledger, Trained
-from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line, lines, local_line
+from benchmarks.race.lines import BACKPROP, MICROBATCHED, REPLICAS, Line, lines, local_line
 from benchmarks.race.order import all_lines, best_head, config_of, epochs_left, ready
-from benchmarks.race.speed import Speed, keep_speeds, read_speeds, work_of
+from benchmarks.race.speed import Speed, keep_speeds, read_speeds, with_averages, work_of
 from benchmarks.race.tasks import HEADS, Task, tasks
 from pipeline.config.schema import RunConfig, override
 from pipeline.errors import DataError
@@ -53,7 +53,7 @@ def test_looks_are_spread_evenly_over_an_epoch_and_end_with_it() -> None:
 
 def test_lines_are_what_the_race_is_between() -> None:
     names = [line.name for line in lines(CIFAR)]
-    assert len(set(names)) == len(names) == 3 + 2 * len(CIFAR.heads) + 4
+    assert len(set(names)) == len(names) == 2 + len(MICROBATCHED) + 2 * len(CIFAR.heads) + 4
     cheap = local_line(CIFAR, None, "predsim").applied(CIFAR.config, 0.4, 0.3, 2).train
     assert (cheap.loss, cheap.similarity_head, cheap.lr, cheap.head_lr, cheap.seed) == (
         "predsim",
@@ -107,8 +107,8 @@ def test_backprop_has_no_heads_whose_rate_is_tried() -> None:
 def test_first_seeds_come_first_with_the_rate_of_the_best_try() -> None:
     low, high = QUICK.rates
     tried = tuple(Trained(lr, 1.0, None, curve_of(50.0)) for lr in (high, 0.7 * low, low))
-    kept = {MICROBATCHES: Kept(tried, (run_of(1, 9.0),)), REPLICAS: Kept(tried)}
-    jobs = [(REPLICAS, 1), (MICROBATCHES, 2), (REPLICAS, 2)]
+    kept = {MICROBATCHED[0]: Kept(tried, (run_of(1, 9.0),)), REPLICAS: Kept(tried)}
+    jobs = [(REPLICAS, 1), (MICROBATCHED[0], 2), (REPLICAS, 2)]
     assert [(job.line, job.seed) for job in ready(QUICK, kept)] == jobs
     assert {job.lr for job in ready(QUICK, kept)} == {0.7 * low}, "of equal ones the lowest, whoever came first"
 
@@ -120,10 +120,10 @@ def test_segments_and_backprop_are_done_before_anything_else() -> None:
     order = list(dict.fromkeys(job.line.name for job in ready(QUICK, kept)))
     segments = [f"2 segments, {head}" for head in HEADS]
     assert order[:6] == [*segments, whole.name, BACKPROP.name], "a try of any comes before a run"
-    assert order[6:8] == [MICROBATCHES.name, REPLICAS.name]
-    assert order[8:12] == [f"block, {head}" for head in HEADS]
-    assert order[12:] == [line.name for line in lines(QUICK) if line.every is not None]
-    assert len(order) == 16
+    assert order[6:10] == [*(line.name for line in MICROBATCHED), REPLICAS.name]
+    assert order[10:14] == [f"block, {head}" for head in HEADS]
+    assert order[14:] == [line.name for line in lines(QUICK) if line.every is not None]
+    assert len(order) == 18
 
 
 def test_more_segments_come_with_the_head_whose_try_is_best_for_two() -> None:
@@ -153,7 +153,7 @@ def test_more_segments_come_with_the_head_whose_try_is_best_for_two() -> None:
 def test_what_is_left_is_counted_in_epochs() -> None:
     kept = {line: Kept() for line in lines(QUICK)}
     # Two rates, one more of them or of the heads' factors, an epoch each; two seeds of two epochs.
-    count = (2 * len(HEADS) + 1 + 7) * (3 + 4)
+    count = (2 * len(HEADS) + 1 + 9) * (3 + 4)
     assert epochs_left(QUICK, kept) == count
     kept[BACKPROP] = Kept((Trained(0.1, 1.0, None, curve_of(50.0)),), (run_of(1, 9.0),))
     assert epochs_left(QUICK, kept) == count - 3
@@ -207,13 +207,13 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_speeds_and_emulated_devices_are_kept_and_read_again(tmp_path: Path) -> None:
     speeds = {"backprop, one process": Speed((0.5, 0.25), 400.0, None), "other": Speed((1.0,), 1.0, 2.5)}
     path, none = tmp_path / "kept.json", tmp_path / "none.json"
-    keep_speeds(path, QUICK, [BACKPROP, MICROBATCHES], speeds)
+    keep_speeds(path, QUICK, [BACKPROP, MICROBATCHED[-1]], speeds)
     assert read_speeds(path, QUICK, lines(QUICK)) == speeds and read_speeds(none, QUICK, []) == {}
     assert origin(path) == provenance() and origin(none) is None
     with pytest.raises(DataError, match=r"made with other settings \(train_limit\)"):
         read_speeds(path, replace(QUICK, timed_steps=4), [])
     with pytest.raises(DataError, match=r"made with other settings \(backprop, 8 microbatches\)"):
-        read_speeds(path, QUICK, [BACKPROP, replace(MICROBATCHES, parts=4)])
+        read_speeds(path, QUICK, [BACKPROP, replace(MICROBATCHED[-1], parts=4)])
     emulated = [Emulated(2, "block, copy", "block, copy", (0.5, 0.6))]
     line = local_line(QUICK, None, "copy")
     keep_emulated(path, QUICK, [line], emulated)
@@ -266,6 +266,32 @@ def test_emulated_devices_share_all_the_work_where_segments_end() -> None:
     assert stage_costs(QUICK, BACKPROP, 3, chunks=2) is None
 
 
+def test_schedules_have_a_microbatch_for_each_chunk_at_least() -> None:
+    labels = [entrant.label for entrant in entrants(CIFAR, MICROBATCHED)]
+    assert labels == [
+        "backprop, GPipe, 2 microbatches",
+        "backprop, 1F1B, 2 microbatches",
+        *(
+            f"backprop, {name}, {count} microbatches"
+            for count in (4, 8)
+            for name in ("GPipe", "1F1B", "ZBVZeroBubble")
+        ),
+    ]
+    counts = [entrant.method.microbatches for entrant in entrants(CIFAR, MICROBATCHED)]
+    assert counts == [2, 2, 4, 4, 4, 10, 10, 10], "500 images are not eight equal parts"
+    assert all(entrant.is_pipelined_backprop for entrant in entrants(CIFAR, MICROBATCHED))
+
+
+def test_averages_are_in_the_seconds_of_a_step() -> None:
+    def timed(method: Method) -> float:
+        return 2.0 if method.every > 100 else 2.0 + 6.0 / method.every
+
+    local = next(line for line in lines(QUICK) if line.every == 30)
+    (entrant,) = entrants(QUICK, [local])
+    assert with_averages(entrant.method, timed) == 2.2
+    assert with_averages(replace(entrant.method, kind="ddp"), timed) == timed(entrant.method)
+
+
 @pytest.mark.parametrize("devices", sorted({*CIFAR.emulated, *FASHION.emulated, *QUICK.emulated}))
 def test_emulated_batches_are_cut_into_equal_microbatches(devices: int) -> None:
     (contest, *_) = [contest for _, contest in contests(CIFAR, [], devices, 1)]
@@ -316,7 +342,7 @@ def test_one_process_learns_what_several_would() -> None:
     others = [line for line in lines(QUICK) if line.every is not None]
     soon = [replace(line, every=3) for line in others[::2]]  # within the few steps of a test
     with Crew(2) as team:
-        for entrant in entrants(QUICK, [REPLICAS, MICROBATCHES, *soon]):
+        for entrant in entrants(QUICK, [REPLICAS, *MICROBATCHED, *soon]):
             found = team.call(with_one_thread, entrant.method, CONFIG)
             curve = train_curve(ALONE, entrant.line, CONFIG, 1)
             assert all(errors == curve.errors for errors in found), entrant.label
@@ -344,7 +370,7 @@ def test_jobs_are_done_once_and_a_failure_is_raised(tmp_path: Path, monkeypatch:
     assert len(told) == 10 and [ledger.read(line) for line in few] == before
     ledger.path(BACKPROP).unlink()
     broken = replace(QUICK, config=override(QUICK.config, {"train_limit": 326}))  # parts of a single sample
-    monkeypatch.setattr(training, "all_lines", lambda task, read: [MICROBATCHES])
+    monkeypatch.setattr(training, "all_lines", lambda task, read: [MICROBATCHED[-1]])
     with pytest.raises(CrewError, match="Expected more than 1 value per channel"):
         training.train_all(broken, Ledger(tmp_path / "other", broken), [0, 0], lambda job, curve, left: None)
 

@@ -13,7 +13,7 @@ from benchmarks.harness.report import Provenance
 from benchmarks.race.emulated import Emulated
 from benchmarks.race.entrants import entrants
 from benchmarks.race.ledger import Kept, Trained
-from benchmarks.race.lines import BACKPROP, MICROBATCHES, REPLICAS, Line, local_line
+from benchmarks.race.lines import BACKPROP, MICROBATCHED, REPLICAS, Line, local_line
 from benchmarks.race.outcome import Found, curves_of, final_errors, rows_of, steps_to, targets_of, wanted_errors
 from benchmarks.race.speed import Speed
 from tests.support.races import QUICK, curve_of, run_of
@@ -39,7 +39,7 @@ TWO, BLOCK = local_line(QUICK, 2, "copy"), local_line(QUICK, None, "copy")
 FOUND = found_of(
     {
         BACKPROP: [(50.0, 40.0, 30.0, 21.0, 10.0), (50.0, 40.0, 30.0, 21.0, 10.5)],
-        MICROBATCHES: [(50.0, 40.0, 30.0, 20.0, 10.0), (50.0, 40.0, 30.0, 21.0, 10.0)],
+        MICROBATCHED[-1]: [(50.0, 40.0, 30.0, 20.0, 10.0), (50.0, 40.0, 30.0, 21.0, 10.0)],
         REPLICAS: [(50.0, 40.0, 30.0, 20.0, 10.0), (50.0, 40.0, 30.0, 20.0, 10.0)],
         TWO: [(50.0, 40.0, 30.0, 21.0, 10.5), (50.0, 40.0, 30.0, 21.0, 11.5)],
         BLOCK: [(60.0, 50.0, 40.0, 30.0, 15.0), (60.0, 50.0, 40.0, 30.0, 25.0)],
