@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +224,28 @@ def test_speeds_and_emulated_devices_are_kept_and_read_again(tmp_path: Path) -> 
         read_emulated(path, QUICK, [replace(line, overrides=(*line.overrides, ("beta", 0.5)))])
     with pytest.raises(DataError, match=r"made with other settings \(emulated\)"):
         read_emulated(path, replace(QUICK, emulated=(2, 3)), [])
+
+
+def test_seconds_of_another_machine_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, measured = [BACKPROP], list[str]()
+    speeds = {one.label: Speed((0.5,), 400.0, None) for one in entrants(QUICK, few)}
+
+    def measure(task: Task, all_entrants: Sequence[Entrant], rounds: int) -> dict[str, Speed]:
+        measured.append(task.name)
+        return speeds
+
+    monkeypatch.setattr(time_to_accuracy, "all_lines", lambda task, read: few)
+    monkeypatch.setattr(time_to_accuracy, "measure_all", measure)
+    path, ledger = tmp_path / "speed.json", Ledger(tmp_path, QUICK)
+    keep_speeds(path, QUICK, few, speeds)
+    found = time_to_accuracy._measured(QUICK, ledger, tmp_path, True, None)
+    assert not measured and found.timed == provenance()
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"machine": {"cpu": "another", "cores": 2, "devices": []}}))
+    found = time_to_accuracy._measured(QUICK, ledger, tmp_path, True, "curves")
+    assert not measured and found.timed is not None and found.timed.machine["cpu"] == "another", "told as it is"
+    assert time_to_accuracy._measured(QUICK, ledger, tmp_path, True, None).timed == provenance()
+    assert measured == [QUICK.name] and origin(path) == provenance()
 
 
 def test_joules_are_those_of_all_processors_or_none(tmp_path: Path) -> None:
