@@ -112,8 +112,8 @@ def schedule(report: Report) -> None:
     for row in report["rows"]:
         figures = figures_of(row)
         assert {"batches_per_second", "utilisation_percent", "of_slowest_stage_percent"} < set(figures)
+        # No upper bound: of one batch, a stage that overslept has slept longer than the last one's clock ran.
         assert all(figure["n"] == 1 and figure["minimum"] > 0 for figure in figures.values()), row["label"]
-        assert figures["utilisation_percent"]["maximum"] <= 100.0
 
 
 def time_to_accuracy(report: Report) -> None:
