@@ -24,7 +24,7 @@ from benchmarks.harness.figures import Difference, ratio, summarize
 from benchmarks.harness.pictures import Bars
 from benchmarks.harness.progress import shown
 from benchmarks.harness.report import Result, Row, Target, at_most
-from benchmarks.harness.settings import departures
+from benchmarks.harness.settings import RESOLVED, departures
 from pipeline.config.placement import Placement
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 from pipeline.config.toml import read_toml
@@ -40,7 +40,7 @@ _PAPER, _PRED = "conv", "pred"  # the reference, and no similarity at all
 _HEADS = (_PAPER, "pool-2", "pool-4", CHEAP_HEAD, "stride-4", "grouped-8", "none", _PRED)
 _DECODER_DIM = {"cifar10": 2048, "fashion_mnist": 1024, "digits": 4096}
 _TOLERANCE = 0.2  # points of test error that a head may cost
-_NOT_THE_METHOD = {"data_dir", "nonlinearity", "segments", *(f.name for f in fields(Placement))}  # or kept resolved
+_NOT_THE_METHOD = RESOLVED | {"data_dir", *(f.name for f in fields(Placement))}
 _FOLDER = Path("runs") / "benchmarks" / "heads"
 
 

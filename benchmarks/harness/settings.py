@@ -7,7 +7,10 @@ from typing import Any
 
 from pipeline.config.schema import RunConfig
 
-__all__ = ["departures"]
+__all__ = ["RESOLVED", "departures"]
+
+RESOLVED = frozenset({"nonlinearity", "segments"})
+"""What a run folder's configuration holds resolved, whatever was asked for."""
 
 
 def departures(config: RunConfig, reference: RunConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.report import provenance
+from benchmarks.harness.settings import RESOLVED
 from benchmarks.paper.results import Run
 from benchmarks.paper.rows import Plan, changes
 from pipeline.config.toml import read_toml, to_toml
@@ -182,7 +183,7 @@ def harvest(plan: Plan, folder: Path, command: str) -> Run | None:
         raise TrainingFailed(f"{folder} is damaged ({brief(first_line(error))}); remove it") from error
     found = {**changes(plan.config, config), "epochs": summary["epochs"], "seed": config.train.seed}
     wanted = {"epochs": plan.epochs, "seed": plan.seed}
-    if found := {name: value for name, value in found.items() if wanted.get(name) != value and name not in _RESOLVED}:
+    if found := {name: value for name, value in found.items() if wanted.get(name) != value and name not in RESOLVED}:
         raise TrainingFailed(f"{folder} holds another run ({brief(str(found))}); remove it")
     origin = provenance()
     return Run(
@@ -199,9 +200,6 @@ def harvest(plan: Plan, folder: Path, command: str) -> Run | None:
         commit=origin.commit,
     )
 
-
-_RESOLVED = {"nonlinearity", "segments"}
-"""What a run's configuration holds resolved."""
 
 _SUMMED = (
     *("test_error_percent", "best_test_error_percent", "train_error_percent", "block_test_error_percent"),

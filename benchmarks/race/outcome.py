@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from benchmarks.harness.figures import Figure, paired, ratio, summarize
+from benchmarks.harness.figures import Difference, Figure, paired, ratio, summarize
 from benchmarks.harness.report import Provenance, Row, Target, at_most
 from benchmarks.race.curves import Curve
 from benchmarks.race.emulated import Emulated
@@ -49,6 +49,10 @@ class Found:
     def runs(self, line: Line) -> Sequence[Trained]:
         """In order of seeds."""
         return self.kept[line].runs
+
+    def gap(self, line: Line) -> Difference | None:
+        """Final errors minus backprop's, seed by seed."""
+        return paired(final_errors(self.runs(line)), final_errors(self.runs(BACKPROP)))
 
 
 def final_errors(runs: Sequence[Trained]) -> dict[int, float]:
@@ -111,7 +115,7 @@ def _row(found: Found, entrant: Entrant, wanted: Mapping[int, float]) -> Row:
         "joules_a_step": None if speed is None else speed.joules,
         "wanted_errors": {str(share): error for share, error in wanted.items()},
     }
-    gap = paired(final_errors(runs), final_errors(found.runs(BACKPROP)))
+    gap = found.gap(entrant.line)
     if gap is not None and entrant.line != BACKPROP:
         settings |= {"minus_backprop": gap.mean, "standard_error": gap.standard_error}
     figures = {"test_error_percent": summarize([run.error for run in runs])}
@@ -161,7 +165,7 @@ def _of_errors(found: Found) -> list[Target]:
     targets = []
     for segments, most in ((2, 0.3), (4, 1.0)):
         line = _chosen(found, f"{segments} segments", f"{segments} late segments")
-        gap = None if line is None else paired(final_errors(found.runs(line)), final_errors(found.runs(BACKPROP)))
+        gap = None if line is None else found.gap(line)
         if line is not None and gap is not None:
             name = f"1. {found.task.name}: {line.name}: test error minus backprop's, points ± {gap.standard_error:.2f}"
             targets.append(at_most(name, most, summarize([gap.mean])))
