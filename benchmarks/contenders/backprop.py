@@ -59,7 +59,8 @@ def train_ddp(member: Member, config: RunConfig) -> Trained:
     """
     device, batches, blocks = opened(member, config)
     model = Mixed(blocks, config.train, device)
-    replica = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+    replica.broadcast_buffers = False  # not as an argument, which newer torch wants by a name that older does not know
     return _train(member, config, batches, device, replica, model)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -58,7 +59,8 @@ def test_a_schedule_wants_equal_microbatches(name: str) -> None:
 
 
 def with_one_thread(member: Member, method: Method, config: RunConfig) -> Trained:
-    """As `train`, in the same order of sums whatever the number of cores."""
+    """As `train`, in the same order of sums whatever the number of cores; nothing that torch is about to change."""
+    warnings.simplefilter("error", FutureWarning)
     torch.set_num_threads(1)
     return train(replace(member, threads=1), method, config)
 
