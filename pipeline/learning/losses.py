@@ -6,6 +6,8 @@ Shapes: B batch, C channels, H height, W width, F features, K classes, P length 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +22,7 @@ from pipeline.learning.heads import (
     pooled_features,
 )
 from pipeline.learning.muon import score_weights
-from pipeline.learning.ops import spatial_std
+from pipeline.learning.ops import SimilarityMatching, centred_cosines, spatial_std
 from pipeline.network.spec import HeadBuilder
 
 __all__ = [
@@ -34,19 +36,22 @@ __all__ = [
 ]
 
 
+def _rows(h: Tensor) -> Tensor:
+    """What the similarity of samples is of, [B, ...] -> [B, F].
+
+    Feature maps with more than 3 channels and more than one row are reduced to the standard deviation of every map
+    (section 3.1); other activations are flattened.
+    """
+    maps = h.ndim == 4 and h.shape[1] > 3 and h.shape[2] > 1
+    return spatial_std(h) if maps else h.flatten(1)
+
+
 def similarity_matrix(h: Tensor) -> Tensor:
     """Centred cosine similarity between all samples of a batch, [B, ...] -> [B, B], clamped to [-1, 1].
 
-    Feature maps with more than 3 channels and more than one row are first reduced to the standard deviation of
-    every map (section 3.1); other activations are flattened. A sample without variation has similarity 0.
+    Of feature maps it is that of their standard deviations. A sample without variation has similarity 0.
     """
-    maps = h.ndim == 4 and h.shape[1] > 3 and h.shape[2] > 1
-    features = spatial_std(h) if maps else h.flatten(1)
-    centred = features - features.mean(dim=1, keepdim=True)
-    # vector_norm, not sqrt of a sum: its gradient at an all-zero row is 0 instead of NaN.
-    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-    unit: Tensor = centred / (1e-8 + norm)
-    return (unit @ unit.T).clamp(-1.0, 1.0)
+    return centred_cosines(_rows(h))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -160,7 +165,7 @@ class LocalLoss(nn.Module):
         if self.similarity is not None:
             wanted = targets.similarities(self.classes, dtype) if projected is None else similarity_matrix(projected)
             matching = self._match(self.similarity, h, wanted)
-            loss = matching if loss is None else (1 - self.beta) * loss + self.beta * matching
+            loss = matching if loss is None else torch.lerp(loss, matching, self.beta)
         assert loss is not None
         return loss, scores
 
@@ -193,7 +198,7 @@ class LocalLoss(nn.Module):
         """Mean squared difference of the B x B similarity matrices of features and targets (equation 3)."""
         features = similarity(h)
         features = features.to(_wide(features.dtype))
-        return F.mse_loss(similarity_matrix(features), wanted)
+        return cast(Tensor, SimilarityMatching.apply(_rows(features), wanted))
 
 
 class OutputLoss(nn.Module):

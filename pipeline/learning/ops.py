@@ -12,8 +12,10 @@ from torch.nn import functional as F
 __all__ = [
     "AveragePoolFunction",
     "FeedbackAlignment",
+    "SimilarityMatching",
     "SpatialStd",
     "SpatialStdInTwoPasses",
+    "centred_cosines",
     "spatial_std",
     "spread_by_copy",
     "spread_by_rows",
@@ -26,10 +28,10 @@ def _positions(h: Tensor) -> Tensor:
     return h.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _std_scale(gradient: Tensor, std: Tensor, positions: int) -> Tensor:
-    """What a centred position is multiplied by, [B, C]: d std / d h = centred / ((N - 1) std)."""
+def _std_scale(gradient: Tensor, std: Tensor, freedom: int) -> Tensor:
+    """What a centred position is multiplied by, [B, C]: d std / d h = centred / ((N - 1) std), `freedom` is N - 1."""
     # A constant feature map has no direction of growth: zero.
-    return (gradient / ((positions - 1) * std)).masked_fill(std == 0, 0.0)
+    return (gradient / (freedom * std)).masked_fill(std == 0, 0.0)
 
 
 class SpatialStd(torch.autograd.Function):
@@ -49,7 +51,7 @@ class SpatialStd(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         centred, std = ctx.saved_tensors
         b, c, height, width = ctx.shape
-        grad = centred * _std_scale(gradients[0], std, height * width).unsqueeze(1)
+        grad = centred * _std_scale(gradients[0], std, height * width - 1).unsqueeze(1)
         return cast(Tensor, grad.view(b, height, width, c).permute(0, 3, 1, 2))
 
 
@@ -73,8 +75,8 @@ class SpatialStdInTwoPasses(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         h, mean, std = ctx.saved_tensors
         b, c, height, width = h.shape
-        scale = _std_scale(gradients[0], std, height * width)
-        grad = torch.addcmul((-mean * scale).unsqueeze(1), _positions(h), scale.unsqueeze(1))
+        minus = _std_scale(gradients[0], std, 1 - height * width)  # the sign costs no launch here
+        grad = torch.addcmul((mean * minus).unsqueeze(1), _positions(h), minus.unsqueeze(1), value=-1)
         return grad.view(b, height, width, c).permute(0, 3, 1, 2)
 
 
@@ -82,6 +84,51 @@ def spatial_std(h: Tensor) -> Tensor:
     """Standard deviation (N - 1) of every feature map: [B, C, H, W] -> [B, C]. H * W must be above 1."""
     function = SpatialStdInTwoPasses if h.is_cuda else SpatialStd
     return cast(Tensor, function.apply(h))
+
+
+def _unit_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Centred rows over their lengths, [B, F]; their norms, [B, 1]; the lengths, a little above the norms."""
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    # vector_norm, not sqrt of a sum: its gradient at an all-zero row is 0 instead of NaN.
+    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    length = norm + 1e-8
+    return centred / length, norm, length
+
+
+def _cosines(unit: Tensor) -> Tensor:
+    return (unit @ unit.T).clamp_(-1.0, 1.0)
+
+
+def centred_cosines(rows: Tensor) -> Tensor:
+    """Cosines between centred rows, clamped to [-1, 1]: [B, F] -> [B, B]. Those of a constant row are zero."""
+    return _cosines(_unit_rows(rows)[0])
+
+
+class SimilarityMatching(torch.autograd.Function):
+    """Mean squared difference between the centred cosines of rows, [B, F], and wanted ones, [B, B].
+
+    Similarity matching of Nøkland & Eidnes 2019 (section 3.1, equation 3). Its gradient is written out, because
+    autograd makes twice as many operations of it, each so small that on a GPU its launch is what it costs. With unit
+    rows u, cosines S, wanted T and a = 4 / B^2 (S - T) u, a row's gradient is a / length - u (a . u) / norm:
+    S and T are symmetric, so that one product serves for both factors of S; what is made of centred rows is centred;
+    and a cosine that was rounded to beyond 1 pulls along u alone, which is taken out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, wanted: Tensor) -> Tensor:
+        unit, norm, length = _unit_rows(rows)
+        cosines = _cosines(unit)
+        ctx.save_for_backward(cosines, unit, norm, length, wanted)
+        return F.mse_loss(cosines, wanted)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        cosines, unit, norm, length, wanted = ctx.saved_tensors
+        # The product is in the number format of the forward's, a half one in mixed precision; alpha is no launch.
+        error, narrow = ((cosines - wanted) * gradients[0]).to(cosines.dtype), unit.to(cosines.dtype)
+        pull = torch.addmm(narrow, error, narrow, beta=0, alpha=4 / wanted.numel()).to(unit.dtype)
+        along = (pull * unit).sum(dim=1, keepdim=True) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return torch.addcmul(pull / length, unit, along, value=-1), None
 
 
 class FeedbackAlignment(torch.autograd.Function):

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.learning.meter import Meter, Scored
 from pipeline.learning.scores import BlockScore
+from tests.support.operations import Operations
 
 CPU = torch.device("cpu")
-
-
-class Operations(TorchDispatchMode):
-    """Counts what would be a kernel each: everything but views."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        self.count += not (isinstance(out, Tensor) and out._is_view())
-        return out
 
 
 def scored(*losses: float, classes: int | None = 3) -> list[Scored]:

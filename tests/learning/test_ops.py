@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,13 +11,16 @@ from torch.nn import functional as F
 
 from pipeline.learning.heads import AveragePool
 from pipeline.learning.ops import (
+    SimilarityMatching,
     SpatialStd,
     SpatialStdInTwoPasses,
+    centred_cosines,
     spatial_std,
     spread_by_copy,
     spread_by_rows,
     window_means,
 )
+from tests.support.operations import Operations
 
 STDS = [SpatialStd, SpatialStdInTwoPasses]
 TILED = [((8, 8), (4, 2)), ((8, 12), (4, 4)), ((6, 6), (2, 1)), ((4, 4), (4, 4)), ((1, 6), (1, 3)), ((5, 5), (1, 5))]
@@ -175,3 +180,66 @@ def test_a_gpu_has_the_spatial_std_of_a_cpu() -> None:
     assert on_gpu.grad is not None and on_gpu.grad.stride() == gradient.stride()
     torch.testing.assert_close(std.cpu(), expected)
     torch.testing.assert_close(on_gpu.grad.cpu(), gradient)
+
+
+def matching_by_autograd(rows: Tensor, wanted: Tensor) -> Tensor:
+    return F.mse_loss(centred_cosines(rows), wanted)
+
+
+def rows_and_wanted(samples: int = 12, features: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    wanted = centred_cosines(F.one_hot(torch.arange(samples) % 3, 3).to(dtype))
+    return torch.randn(samples, features, dtype=dtype), wanted
+
+
+def matched(function: Callable[..., Tensor], rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Loss, gradient of 0.3 of it, and how many operations both take."""
+    rows = rows.detach().requires_grad_()
+    with Operations() as operations:
+        loss = function(rows, wanted)
+        (0.3 * loss).backward()
+    assert rows.grad is not None
+    return loss.detach(), rows.grad, operations.count
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda rows: rows, id="random"),
+        pytest.param(lambda rows: rows[:1].expand_as(rows) * torch.arange(1.0, 13).view(12, 1), id="all alike"),
+        pytest.param(lambda rows: rows * 10.0 ** torch.arange(-11, 1).view(12, 1), id="from short to long"),
+        pytest.param(lambda rows: rows * (torch.arange(12) % 4 > 0).view(12, 1), id="zero rows"),
+        pytest.param(lambda rows: torch.where(torch.arange(12).view(12, 1) < 2, 1.5, rows), id="constant rows"),
+        pytest.param(lambda rows: rows.T.contiguous().T, id="transposed"),
+    ],
+)
+def test_similarity_matching_equals_autograd_with_its_gradient(spoil: Callable[[Tensor], Tensor]) -> None:
+    rows, wanted = rows_and_wanted()
+    rows = spoil(rows)
+    (loss, gradient, _), (theirs, expected, _) = (
+        matched(function, rows, wanted) for function in (SimilarityMatching.apply, matching_by_autograd)
+    )
+    assert torch.equal(loss, theirs)
+    scale = expected.abs().amax(dim=1, keepdim=True) + 1e-9  # all alike there is none
+    torch.testing.assert_close(gradient / scale, expected / scale, rtol=0, atol=1e-8)
+
+
+def test_similarity_matching_has_the_gradient_of_finite_differences() -> None:
+    rows, wanted = rows_and_wanted(5)
+    assert torch.autograd.gradcheck(lambda x: SimilarityMatching.apply(x, wanted), rows.requires_grad_())
+
+
+def test_similarity_matching_in_mixed_precision_multiplies_in_half_and_is_float32() -> None:
+    rows, wanted = rows_and_wanted(32, 64, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [matched(function, rows, wanted)[:2] for function in (SimilarityMatching.apply, matching_by_autograd)]
+    (loss, gradient), (theirs, expected) = found
+    assert torch.equal(loss, theirs) and not torch.equal(loss, SimilarityMatching.apply(rows, wanted))
+    assert loss.dtype == gradient.dtype == torch.float32
+    assert (gradient - expected).norm() <= 0.02 * expected.norm()
+
+
+def test_similarity_matching_is_less_than_half_of_the_operations() -> None:
+    ours, theirs = (
+        matched(function, *rows_and_wanted())[2] for function in (SimilarityMatching.apply, matching_by_autograd)
+    )
+    assert 2 * ours <= theirs + 8  # mean, difference, norm, sum, quotient, product, clamp and error are of both

@@ -66,10 +66,8 @@ def test_counted_costs_hold_every_pass_and_the_head() -> None:
     assert counted("glob") == [2 * conv, 3 * output]
     assert counted("pred") == [2 * conv + 3 * output, 2 * output]  # the head is a classifier, too
     assert counted("pred", segments=(2,)) == [2 * conv, 3 * output]
-    head, matrices = (
-        9 * 16 * 16 * 64,
-        3 * 16 * 4 + 10 * 4,
-    )  # of a batch of 4: of 16 maps, with gradients, and of 10 classes
+    head = 9 * 16 * 16 * 64
+    matrices = 2 * 16 * 4 + 10 * 4  # of a batch of 4: of 16 maps with the gradient, and of 10 classes
     assert counted("sim") == [2 * conv + 3 * head + matrices, 2 * output]
     assert counted("sim", similarity_head="pool-4x4") == [2 * conv + 3 * head / 4 + matrices, 2 * output]
 
