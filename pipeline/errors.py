@@ -32,7 +32,7 @@ class StageFailure(PipelineError, RuntimeError):
 
 
 class Interrupted(StageFailure):
-    """The run was asked to end before its last step, and has."""
+    """The run was asked to end before it was done, and has."""
 
 
 def first_line(error: BaseException) -> str:

@@ -225,7 +225,7 @@ def _train(
     world.bulk.from_first(_buffers(job.given) | _state(job.given))
     build = partial(build_stage, working, layout.network, layout.shapes, layout.classes, layout.split)
     stages = [build(index, numerics, sizes.steps_per_epoch) for index in topology.stages_of(world.rank)]
-    start = load(beginning, options.init_from, stages, topology, world.bulk)
+    start, epoch_s = load(beginning, options.init_from, stages, topology, world.bulk)
     if batches is not None:
         prepare(stages[0].blocks[0].block, batches)
     links = world.links(device)
@@ -244,15 +244,15 @@ def _train(
     session = Session(stages, topology, working, control, links, collector, recorder, options.requests)
     feed = None if batches is None else Feed(batches, config, saver, options.requests)
     with staying_on(layout.cores), session, saver or contextlib.nullcontext():
-        session.run(feed, start)
-    _check_finished(session, config, sizes, folder)
+        session.run(feed, start, epoch_s)
+    _check_finished(session, config, folder)
     collected = collect_state(stages, topology, world.bulk)
     report_summary(stages, session)
     summary, failure, undrawn = None, None, list[str]()
     if plan is not None:
         digests = digest(collected.weights), collected.sha256
-        summary = gather_summary(control, config, plan, sizes, collector.records, *digests)
         try:
+            summary = gather_summary(control, config, plan, sizes, collector.records, *digests)
             if folder is not None:
                 undrawn = folder.finish(
                     summary, collected.weights, collected.exits, collector.records, sizes.shape, sizes.classes
@@ -288,10 +288,10 @@ def _lay_out(job: _Job, world: World, sizes: Sizes, numerics: Numerics) -> tuple
     return config, replace(config, batch_size=working.batch_size), layout
 
 
-def _check_finished(session: Session, config: TrainConfig, sizes: Sizes, folder: RunFolder | None) -> None:
-    """Raise Interrupted, the same in all processes, if the run was asked to end before its last step."""
+def _check_finished(session: Session, config: TrainConfig, folder: RunFolder | None) -> None:
+    """Raise Interrupted, the same in all processes, if the run was asked to end before it was done."""
     at = session.control.at
-    if at.step < config.epochs * sizes.steps_per_epoch:
+    if at.epoch <= config.epochs:
         saved = "" if folder is None else f"; go on with --resume {folder.path}"
         error = Interrupted(f"interrupted at epoch {at.epoch}, step {at.step} of the run{saved}")
         error.rank = 0

@@ -231,8 +231,9 @@ class Stage:
         for block in self.blocks:
             block.load_state_dict(state, self.optimizer)
         self.capture.forget()
-        for kind, meter in self._meters.items():
-            meter.load({index: state[f"{index}.meter.{kind}"] for index in meter.blocks})
+        train, test = self._meters["train"], self._meters["test"]
+        train.load({index: state[f"{index}.meter.train"] for index in train.blocks})
+        test.read(reset=True)  # an evaluation in which the state was taken begins anew
 
 
 def build_stage(

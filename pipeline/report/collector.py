@@ -35,9 +35,9 @@ class Collector(Observer):
     records: list[EpochRecord] = field(default_factory=list)
     saver: Saver | None = None  # takes the snapshots
 
-    def snapshot(self, packet: Packet, stages: Sequence[Trainable]) -> None:
+    def snapshot(self, packet: Packet, stages: Sequence[Trainable], seconds: float) -> None:
         if self.saver is not None:
-            self.saver.take(packet.at, stages)
+            self.saver.take(packet.at, stages, seconds)
 
     def check(self) -> None:
         if self.saver is not None:

@@ -110,6 +110,7 @@ def gather_summary(
     """The whole run in numbers; in process 0."""
     parts = tuple(SUMMARIES.gather(control, [stage.rank for stage in plan.stages]))
     seconds = sum(record.seconds for record in records)  # on the last stage's clock
+    samples = sizes.trained_samples(config.batch_size) * config.epochs
     last = records[-1]
     assert last.test_error_percent is not None and last.block_test_error_percent is not None
     tested = [r.test_error_percent for r in records if r.test_error_percent is not None]
@@ -131,7 +132,7 @@ def gather_summary(
         best_test_error_percent=min((error for error in tested if not math.isnan(error)), default=math.nan),
         block_test_error_percent=last.block_test_error_percent,
         train_seconds=seconds,
-        samples_per_second=sizes.trained_samples(config.batch_size) * config.epochs / seconds,
+        samples_per_second=samples / seconds if seconds > 0 else math.nan,
         weights_sha256=weights_sha256,
         state_sha256=state_sha256,
         stage=parts,

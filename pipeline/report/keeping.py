@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -176,25 +176,28 @@ class Keeping:
 
 def load(
     beginning: Beginning, init_from: str | None, stages: Sequence[Stage], topology: Topology, bulk: Bulk
-) -> Position:
-    """Bring the stages of all processes to where the run begins. Raises ConfigError if they are of another network."""
+) -> tuple[Position, float]:
+    """Bring the stages of all processes to where the run begins, and for how many seconds its epoch has been trained.
+
+    Raises ConfigError if they are of another network.
+    """
     checkpoint, control = beginning.checkpoint, bulk.control
     mine = None
     if control.rank == 0:
-        mine = [] if checkpoint is None else [checkpoint.at.epoch, checkpoint.at.step, beginning.parts is not None]
+        mine = [] if checkpoint is None else [*astuple(checkpoint.at), checkpoint.epoch_s, beginning.parts is not None]
     start = _START.share(control, mine)
     if start:
-        epoch, step, in_parts = start
+        epoch, step, epoch_s, in_parts = start
         if in_parts and beginning.parts is not None:
             load_stages(stages, topology, bulk, beginning.parts.read, "the checkpoint", beginning.parts.readers)
         else:
             load_stages(stages, topology, bulk, None if checkpoint is None else checkpoint.block, "the checkpoint")
-        return Position(epoch, step)
+        return Position(epoch, step), epoch_s
     if init_from is not None:
         first: Callable[[], Mapping[int, Any]] = lambda: weights_of(init_from) if control.rank == 0 else {}  # noqa: E731
         found = control.together("weights", first)
         load_weights(stages, topology, bulk, lambda index: found.get(index, {}), f"--init-from {init_from}")
-    return Position()
+    return Position(), 0.0
 
 
 def saver_of(

@@ -56,6 +56,12 @@ class Checkpoint:
         """The blocks that are in it."""
         return [int(match[1]) for file in self.about["files"] if (match := _BLOCK.fullmatch(file["name"]))]
 
+    @property
+    def epoch_s(self) -> float:
+        """Training time of its epoch before it, in seconds; older ones do not say, which counts as none."""
+        found = self.about.get("epoch_seconds")
+        return float(found) if isinstance(found, int | float) else 0.0
+
     def block(self, index: int) -> dict[str, Tensor]:
         """The tensors of a block. Raises DataError if the file has changed since it was looked for."""
         try:
@@ -87,9 +93,13 @@ class CheckpointWriter:
         self.bytes += len(data)
         self._files.append({"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
 
-    def finish(self, at: Position, about: Mapping[str, Any]) -> Path:
-        """Write what is known of it, and make it a checkpoint; one of the same position is replaced."""
-        manifest = {"schema": _SCHEMA, "epoch": at.epoch, "step": at.step, "files": self._files, **about}
+    def finish(self, at: Position, epoch_s: float, about: Mapping[str, Any]) -> Path:
+        """Write what is known of it, and make it a checkpoint; one of the same position is replaced.
+
+        `epoch_s` is the training time of its epoch so far.
+        """
+        where = {"epoch": at.epoch, "step": at.step, "epoch_seconds": epoch_s}
+        manifest = {"schema": _SCHEMA, **where, "files": self._files, **about}
         data = json_text(manifest).encode()
         _write(self._partial / _MANIFEST, data)
         _write(self._partial / _HASH, _hash_line(data))
@@ -133,9 +143,13 @@ def whole_ones(folder: Path, passed: list[str], within: str = "") -> Iterator[Ch
             passed.append(f"checkpoint {within}{path.name} is damaged ({error}): passed over")
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep`."""
-    for path in checkpoints_in(folder)[keep:]:
+def prune(last: Path, keep: int) -> None:
+    """Remove all but the newest `keep` of those up to the `last` one that was written.
+
+    A run that has begun before damaged ones comes by their positions later, and must not lose its own to them.
+    """
+    found = checkpoints_in(last.parent)
+    for path in found[found.index(last) :][keep:]:
         shutil.rmtree(path, ignore_errors=True)
 
 

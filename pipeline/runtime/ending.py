@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Ending", "leave_now", "open_standard_streams", "tell"]
 
 _HEAD_START_S = 0.5  # how long the others get to find the same mistake before the first exit ends them
-_SAVE_S = 25.0  # for the last step and its checkpoint after a signal: torchrun kills after 30
+_SAVE_S = 25.0  # for the present step and its checkpoint after a signal: torchrun kills after 30
 _GRACE_S = 10.0  # how long a process waits for torchrun to end it after another one has reported the failure
 _LOOK_S = 1.0  # within which the death of another process is known, after which torchrun ends this one
 _ORDER_S = 2.0  # for the thread that trains to end in order once a failure is known
@@ -85,8 +85,8 @@ class Ending:
             if not requests.stop.is_set():
                 self._end_run(requests)
                 return
-            if number != signal.SIGINT or self._where.world_size > 1:
-                return  # torchrun passes on what the terminal has sent already
+            if number != signal.SIGINT or self._started_by_another:
+                return  # who passes on what the terminal has sent already
         self._interrupted = signal.Signals(number).name
         signal.signal(number, signal.SIG_IGN)
         if number == signal.SIGINT:
@@ -94,11 +94,25 @@ class Ending:
         # What an exception would come upon, such as an import, may make another of it, or lose it.
         self._leave_interrupted()
 
+    @property
+    def _started_by_another(self) -> bool:
+        """Whether a launcher waits for this process, passes signals on, and kills it when it takes too long."""
+        return self._where.world_size > 1 or self._where.agent_store
+
     def _end_run(self, requests: Requests) -> None:
         requests.stop.set()
-        limit = threading.Timer(_SAVE_S, os._exit, (1,))
-        limit.daemon = True
-        limit.start()
+        if self._started_by_another:
+            limit = threading.Timer(_SAVE_S, self._leave_late)
+            limit.daemon = True
+            limit.start()
+
+    def _leave_late(self) -> None:
+        if self._where.rank == 0:
+            tell(
+                f"error: the present step and its checkpoint took over {_SAVE_S:g} s once the run was asked to end; "
+                "go on with --resume from the checkpoint before"
+            )
+        os._exit(1)
 
     def _leave_interrupted(self) -> NoReturn:
         """What was to be ended has not begun, or was to end at once."""

@@ -46,6 +46,14 @@ class Saved:
     seconds: float  # from the copy to the last file
 
 
+@dataclass(frozen=True)
+class _Job:
+    at: Position
+    blocks: dict[int, dict[str, Tensor]]  # copies; each goes as soon as it is written
+    epoch_s: float  # training time of the epoch so far
+    stalled_s: float
+
+
 class Saver:
     """Saves the stages of a run whenever it is shown a snapshot; every process has one.
 
@@ -70,13 +78,13 @@ class Saver:
         self.bulk, self.topology, self.folder, self.keep, self.about = bulk, topology, folder, keep, about
         self.run = run
         self.saved: list[Saved] = []
-        self._jobs: queue.Queue[tuple[Position, dict[str, Tensor], float] | None] = queue.Queue(1)
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(1)
         self._busy = threading.Event()
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
-        self._thread.start()
 
     def __enter__(self) -> Self:
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -93,15 +101,18 @@ class Saver:
         """Whether a snapshot taken now would not wait for the one before."""
         return not self._busy.is_set()
 
-    def take(self, at: Position, stages: Sequence[Trainable]) -> None:
-        """Copy the stages' states; waits while the checkpoint before is still being written."""
+    def take(self, at: Position, stages: Sequence[Trainable], epoch_s: float) -> None:
+        """Copy the stages' states; waits while the checkpoint before is still being written.
+
+        `epoch_s` is the training time of the epoch so far, from which a run that goes on counts.
+        """
         start = time.perf_counter()
         while self._busy.is_set() and self._thread.is_alive():
             time.sleep(_REFRESH_S / 10)
         self.check()
-        copies = {name: tensor for stage in stages for name, tensor in _on_host(stage.state_dict()).items()}
+        blocks = by_block({name: copy for stage in stages for name, copy in _on_host(stage.state_dict()).items()})
         self._busy.set()
-        self._jobs.put((at, copies, time.perf_counter() - start))
+        self._jobs.put(_Job(at, blocks, epoch_s, time.perf_counter() - start))
 
     def check(self) -> None:
         """Raise what a save has failed with."""
@@ -130,9 +141,9 @@ class Saver:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                self._save(*job)
+                self._save(job)
             except BaseException as error:  # raised again in the main thread
-                self._broken = self._broken or self._told(job[0], error)
+                self._broken = self._broken or self._told(job.at, error)
                 return
             finally:
                 self._busy.clear()
@@ -146,11 +157,11 @@ class Saver:
             )
         return error
 
-    def _save(self, at: Position, copies: dict[str, Tensor], stalled_s: float) -> None:
-        start, mine = time.perf_counter(), by_block(copies)
+    def _save(self, job: _Job) -> None:
+        start, at, mine = time.perf_counter(), job.at, job.blocks
         if self.folder is None:
             for index in sorted(mine):
-                self.bulk.send_named(0, f"{at.epoch}/{at.step}/{index}", mine[index])
+                self.bulk.send_named(0, f"{at.epoch}/{at.step}/{index}", mine.pop(index))
             return
         writer = CheckpointWriter(self.folder, at)
         try:
@@ -159,11 +170,11 @@ class Saver:
                     writer.add(mine.pop(index), index)
                 elif not self.run:
                     writer.add(self.bulk.receive_named(owner, f"{at.epoch}/{at.step}/{index}"), index)
-            path = writer.finish(at, self._manifest(at))
+            path = writer.finish(at, job.epoch_s, self._manifest(at))
         finally:
             writer.close()
-        prune(self.folder, max(self.keep, _LAG) if self.run else self.keep)
-        self.saved.append(Saved(at, path, writer.bytes, stalled_s, time.perf_counter() - start))
+        prune(path, max(self.keep, _LAG) if self.run else self.keep)
+        self.saved.append(Saved(at, path, writer.bytes, job.stalled_s, time.perf_counter() - start))
 
     def _manifest(self, at: Position) -> dict[str, Any]:
         """What is told beside files and position: by process 0 what the run is, of a part what it is of."""

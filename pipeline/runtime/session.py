@@ -71,19 +71,20 @@ class Session:
             self.ports = connect(self.stages, self.topology, self.config, self.control, self.links, recorder)
         return self
 
-    def run(self, feed: Timetable | None, start: Position = Position()) -> None:  # noqa: B008  frozen
+    def run(self, feed: Timetable | None, start: Position = Position(), epoch_s: float = 0.0) -> None:  # noqa: B008
         """Work until the stop packet has gone through; raises what `pipeline.train` raises under way.
 
-        Only the process of the first stage gives a feed. The stages have the state of a snapshot at `start`.
+        Only the process of the first stage gives a feed. The stages have the state of a snapshot at `start`, and
+        its epoch has been trained for `epoch_s`.
         """
         with failures_told(self.control):
-            worker = self.begin(feed, start)
+            worker = self.begin(feed, start, epoch_s)
             while worker.step():
                 if self.control.rank > 0:
                     self.requests.tell(self.control)
             self.finish()
 
-    def begin(self, feed: Timetable | None, start: Position = Position()) -> Worker:  # noqa: B008
+    def begin(self, feed: Timetable | None, start: Position = Position(), epoch_s: float = 0.0) -> Worker:  # noqa: B008
         """The loop, for whoever steps it himself."""
         assert self.ports is not None, "the session is open"
         if self.ports.inbox is not None:
@@ -95,7 +96,7 @@ class Session:
             self._gatherer = Gatherer(self.control, self.topology, self.observer, start.epoch, self.requests)
         self.requests.heard.set()
         policy = locked if self.config.backpropagates else unlocked
-        telemetry, observer = self.telemetry.start(), self.observer or Observer()
+        telemetry, observer = self.telemetry.start(epoch_s), self.observer or Observer()
         return Worker(self.stages, take, self.ports, policy, self.watch, telemetry, observer)
 
     def _fed(self, packets: Iterator[Packet]) -> Packet:

@@ -33,8 +33,11 @@ class Observer:
     def epoch(self, epoch: int, parts: Sequence[StageEpoch]) -> None:
         """An epoch has ended in all stages."""
 
-    def snapshot(self, packet: Packet, stages: Sequence[Trainable]) -> None:
-        """The stages of this process are at the packet's position; the others will have been at the same one."""
+    def snapshot(self, packet: Packet, stages: Sequence[Trainable], seconds: float) -> None:
+        """The stages of this process are at the packet's position; the others will have been at the same one.
+
+        `seconds` is the training time of the epoch so far.
+        """
 
     def check(self) -> None:
         """Raise what has gone wrong beside the training; called before each packet that process 0 feeds."""
@@ -55,10 +58,16 @@ class Telemetry:
         self._done_in_epoch = self._samples = 0
         self._published = 0.0
 
-    def start(self) -> Self:
-        """The run begins now."""
-        self._since = self._started = time.perf_counter()
+    def start(self, before_s: float = 0.0) -> Self:
+        """The run begins now, in an epoch that has been trained for so long before."""
+        self._started = time.perf_counter()
+        self._since, self._epoch_seconds = self._started - before_s, before_s
         return self
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the present epoch so far."""
+        return time.perf_counter() - self._since if self._training else self._epoch_seconds
 
     def before(self, packet: Packet) -> None:
         """A packet has been taken. Raises StageFailure where training has diverged, so that of two stages the one
@@ -105,7 +114,7 @@ class Telemetry:
             EPOCHS.post(self.control, f"{epoch}/{stage.index}", report)
             self._marks[position] = replace(clock)
         self._done_in_epoch, self._tested = 0, False
-        self._since = time.perf_counter()
+        self._since, self._epoch_seconds = time.perf_counter(), 0.0
 
     def _publish_status(self, packet: Packet, seconds: float) -> None:
         phase = {Kind.EVALUATE: "evaluate", Kind.STOP: "done"}.get(packet.kind, "train")

@@ -49,7 +49,7 @@ class Worker:
         if packet.kind is Kind.EVALUATE:
             handed_on = through("evaluate", self.stages, packet, self.ports, self.watch)
         elif packet.kind is Kind.SNAPSHOT:
-            self.observer.snapshot(packet, self.stages)
+            self.observer.snapshot(packet, self.stages, self.telemetry.seconds)
         hand_on(handed_on, self.ports, self.watch)
         if packet.kind is Kind.STOP:
             if self.ports.gradient_inbox is not None:

@@ -183,7 +183,7 @@ def test_all_files_have_the_users_permissions(tmp_path: Path, mask: int, mode: i
         folder = RunFolder(str(tmp_path / "run"), overwrite=False)
         folder.write_config("x = 1")
         finish(folder)
-        CheckpointWriter(folder.checkpoints, Position(1, 4)).finish(Position(1, 4), {})
+        CheckpointWriter(folder.checkpoints, Position(1, 4)).finish(Position(1, 4), 0.0, {})
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from torch.utils.data import TensorDataset
 import pipeline
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, DataError, StageFailure
-from pipeline.runtime.checkpoint_files import CheckpointWriter, checkpoints_in
+from pipeline.runtime.checkpoint_files import Checkpoint, CheckpointWriter, checkpoints_in
 from pipeline.training import Options, run
 from tests.runs.exactness_cases import BASE, vary
 from tests.support.processes import ROOT, call, spawn, started
@@ -101,6 +102,21 @@ def test_a_finished_run_is_prolonged(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(begun(undisturbed, "one"), tmp_path / "run")
     train("one", "--resume", "run", "--epochs", "3", "--quiet", cwd=tmp_path)
     assert state(tmp_path / "run") == state(undisturbed / "whole")
+
+
+def test_a_run_of_which_an_evaluation_is_left_ends_with_its_own_speed(tmp_path: Path) -> None:
+    config, output = vary(SMALL, epochs=1, checkpoint_every=5), str(tmp_path / "run")
+    whole = run(config, Options(output)).summary
+    ended, trained = checkpoints_in(Path(output, "checkpoints"))[:2]
+    shutil.rmtree(ended)
+    assert trained.name == f"epoch-00001-step-{whole.steps:09d}"
+    resumed = run(config, Options(output, resume=output)).summary
+    assert resumed.state_sha256 == whole.state_sha256
+    assert 0 < resumed.train_seconds <= whole.train_seconds
+    shutil.rmtree(ended)
+    with patch.object(Checkpoint, "epoch_s", 0.0):  # as one of an earlier version
+        resumed = run(config, Options(output, resume=output)).summary
+    assert resumed.train_seconds == 0 and math.isnan(resumed.samples_per_second)
 
 
 def test_another_folder_takes_the_rest_of_a_run(undisturbed: Path, tmp_path: Path) -> None:
@@ -276,7 +292,7 @@ def test_a_run_that_process_0_has_saved_goes_on_in_parts(undisturbed: Path, tmp_
     (older,) = checkpoints_in(tmp_path / "run" / "checkpoints")
     assert older.name < checkpoints_in(tmp_path / "run" / "checkpoints" / "part-00001")[0].name
     told = train("one", *FLAGS, "--epochs", "3", "--resume", "run", "--output", "run", cwd=tmp_path)
-    assert "part-00000/epoch-00002-step-000000012" in told and state(tmp_path / "run") == state(undisturbed / "whole")
+    assert "part-00000/epoch-00003-step-000000014" in told and state(tmp_path / "run") == state(undisturbed / "whole")
 
 
 def test_a_disk_that_is_full_while_saving_ends_the_run_and_the_one_before_stays(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def written(folder: Path, at: Position, number: float = 1.0) -> Path:
     writer = CheckpointWriter(folder, at)
     for index, block in enumerate(state(number)):
         writer.add(block, index)
-    return writer.finish(at, {"note": number})
+    return writer.finish(at, 1.5 * number, {"note": number})
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
@@ -40,6 +41,8 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     checkpoint, passed = newest(tmp_path)
     assert checkpoint is not None and passed == []
     assert (checkpoint.at, checkpoint.about["note"], checkpoint.held) == (SECOND, 2.0, [0, 1])
+    assert checkpoint.epoch_s == 3.0
+    assert replace(checkpoint, about={}).epoch_s == 0.0, "as one of an earlier version"
     for index, block in enumerate(state(2.0)):
         found = checkpoint.block(index)
         assert found.keys() == block.keys()
@@ -65,12 +68,23 @@ def test_a_position_is_written_again_after_a_crash(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    for epoch in (1, 2, 10, 100_000):
-        written(tmp_path, Position(epoch, epoch))
-    prune(tmp_path, 2)
+    last = [written(tmp_path, Position(epoch, epoch)) for epoch in (1, 2, 10, 100_000)][-1]
+    prune(last, 2)
     assert [path.name for path in checkpoints_in(tmp_path)] == [
         *("epoch-100000-step-000100000", "epoch-00010-step-000000010")
     ]
+
+
+def test_damaged_ones_of_later_positions_cost_a_run_that_begins_before_them_nothing(tmp_path: Path) -> None:
+    for epoch in (4, 5, 6):
+        (written(tmp_path, Position(epoch, epoch)) / "manifest.json").write_text("{}")
+    kept = []
+    for epoch in range(1, 8):
+        prune(written(tmp_path, Position(epoch, epoch)), 2)
+        checkpoint, _ = newest(tmp_path)
+        assert checkpoint is not None and checkpoint.at == Position(epoch, epoch)
+        kept.append([int(path.name[6:11]) for path in checkpoints_in(tmp_path)])
+    assert kept == [[6, 5, 4, 1], [6, 5, 4, 2, 1], [6, 5, 4, 3, 2], [6, 5, 4, 3], [6, 5, 4], [6, 5], [7, 6]]
 
 
 def cut(path: Path) -> None:

@@ -41,7 +41,7 @@ def test_an_epoch_trains_is_evaluated_and_ends(batches: Batches) -> None:
     packets = list(Feed(batches, Schedule(epochs=2)).packets())
     assert drawn(packets) == [
         *("t1,0", "t1,1", "t1,2", "e1,3", "e1,3", "|1,3"),
-        *("t2,3", "t2,4", "t2,5", "e2,6", "e2,6", "|2,6", ".2,6"),
+        *("t2,3", "t2,4", "t2,5", "e2,6", "e2,6", "|2,6", ".3,6"),
     ]
     assert [packet.batch for packet in packets[:6]] == [4, 4, 3, 4, 2, 0]
 
@@ -50,7 +50,7 @@ def test_snapshots_come_after_every_so_many_steps_of_the_run(batches: Batches) -
     packets = list(Feed(batches, Schedule(epochs=2, eval_every=2, checkpoint_every=2), Idle()).packets())
     assert drawn(packets) == [
         *("t1,0", "t1,1", "s1,2", "t1,2", "|1,3"),
-        *("t2,3", "s2,4", "t2,4", "t2,5", "s2,6", "e2,6", "e2,6", "|2,6", ".2,6"),
+        *("t2,3", "s2,4", "t2,4", "t2,5", "s2,6", "e2,6", "e2,6", "|2,6", "s3,6", ".3,6"),
     ]
 
 
@@ -58,7 +58,7 @@ def test_snapshots_after_every_epoch_are_of_the_next_ones_start(batches: Batches
     packets = list(Feed(batches, Schedule(epochs=2, eval_every=2), Idle()).packets())
     assert drawn(packets) == [
         *("t1,0", "t1,1", "t1,2", "|1,3", "s2,3"),
-        *("t2,3", "t2,4", "t2,5", "e2,6", "e2,6", "|2,6", "s3,6", ".2,6"),
+        *("t2,3", "t2,4", "t2,5", "e2,6", "e2,6", "|2,6", "s3,6", ".3,6"),
     ]
 
 
@@ -77,22 +77,36 @@ def test_a_save_asked_for_comes_after_the_present_step(batches: Batches) -> None
     assert not requests.save.is_set()
 
 
-def test_a_stop_asked_for_saves_and_ends(batches: Batches) -> None:
+@pytest.mark.parametrize(
+    ("done", "rest"),
+    [
+        (["t1,0"], ["s1,1", ".1,1"]),
+        (["t1,0", "t1,1", "t1,2"], ["s1,3", ".1,3"]),
+        (["t1,0", "t1,1", "t1,2", "e1,3"], ["s1,3", ".1,3"]),
+        (["t1,0", "t1,1", "t1,2", "e1,3", "e1,3"], ["s1,3", ".1,3"]),
+        (["t1,0", "t1,1", "t1,2", "e1,3", "e1,3", "|1,3"], ["s2,3", ".2,3"]),
+        (["t1,0", "t1,1", "t1,2", "e1,3", "e1,3", "|1,3", "s2,3"], [".2,3"]),
+    ],
+)
+def test_a_stop_asked_for_saves_and_ends_after_the_packet_under_way(
+    batches: Batches, done: list[str], rest: list[str]
+) -> None:
     requests = Requests()
-    for saves, rest in ((Idle(False), ["s1,1", ".1,1"]), (None, [".1,1"])):
+    for saves in (Idle(), None):
+        seen = [text for text in done if saves is not None or text[0] != "s"]
         packets = Feed(batches, Schedule(epochs=2), saves, requests).packets()
         requests.stop.clear()
-        next(packets)
+        assert drawn([next(packets) for _ in seen]) == seen
         requests.stop.set()
-        assert drawn(list(packets)) == rest
+        assert drawn(list(packets)) == [text for text in rest if saves is not None or text[0] != "s"]
 
 
-def test_a_stop_asked_for_in_the_last_step_is_too_late(batches: Batches) -> None:
+def test_a_stop_asked_for_once_all_is_done_is_too_late(batches: Batches) -> None:
     requests = Requests()
     packets = Feed(batches, Schedule(epochs=1), requests=requests).packets()
-    assert drawn([next(packets) for _ in range(3)])[-1] == "t1,2"
+    assert drawn([next(packets) for _ in range(6)])[-1] == "|1,3"
     requests.stop.set()
-    assert drawn(list(packets)) == ["e1,3", "e1,3", "|1,3", ".1,3"]
+    assert drawn(list(packets)) == [".2,3"]
 
 
 def test_positions_never_go_back(batches: Batches) -> None:

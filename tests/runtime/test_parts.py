@@ -24,7 +24,7 @@ def keep(disk: Path, rank: int, at: Position, blocks: list[int], run: str = "a",
     writer = CheckpointWriter(folder, at)
     for index in blocks:
         writer.add({f"{index}.w": torch.tensor(float(10 * at.step + index))}, index)
-    return writer.finish(at, {"run": run, "blocks": of} | ({"config": "x"} if rank == 0 else {}))
+    return writer.finish(at, 0.0, {"run": run, "blocks": of} | ({"config": "x"} if rank == 0 else {}))
 
 
 def found(*disks: Path) -> list[Parts | None]:

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from pipeline.data.batches import Batches
 from pipeline.errors import ConfigError, StageFailure
-from pipeline.learning.packet import Packet, Position
+from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, Trainable
 from pipeline.runtime.feed import Feed
 from pipeline.runtime.session import Session, Timetable
@@ -45,6 +45,7 @@ class Notes(Observer):
         self.states: list[StageStatus] = []
         self.epochs: list[tuple[int, Sequence[StageEpoch]]] = []
         self.snapshots: dict[Position, dict[str, Tensor]] = {}
+        self.seconds: dict[Position, float] = {}
 
     def status(self, stages: Sequence[StageStatus]) -> None:
         self.states = list(stages)
@@ -52,7 +53,8 @@ class Notes(Observer):
     def epoch(self, epoch: int, parts: Sequence[StageEpoch]) -> None:
         self.epochs.append((epoch, parts))
 
-    def snapshot(self, packet: Packet, stages: Sequence[Trainable]) -> None:
+    def snapshot(self, packet: Packet, stages: Sequence[Trainable], seconds: float) -> None:
+        self.seconds[packet.at] = seconds
         kept = self.snapshots.setdefault(packet.at, {})
         kept |= {name: x.clone() for stage in stages for name, x in stage.state_dict().items()}
 
@@ -96,12 +98,12 @@ def stepped(fleet: Fleet, feed: Feed, start: Position = Position()) -> None:  # 
         sessions[0].finish()
 
 
-def run(fleet: Fleet, feed: Feed, start: Position = Position()) -> None:  # noqa: B008  frozen
+def run(fleet: Fleet, feed: Timetable, start: Position = Position(), epoch_s: float = 0.0) -> None:  # noqa: B008
     """Run all sessions, each in a thread of its own."""
 
     def one(index: int, session: Session) -> None:
         with session:
-            session.run(feed if index == 0 else None, start)
+            session.run(feed if index == 0 else None, start, epoch_s)
 
     all_at_once([lambda i=i, s=s: one(i, s) for i, s in enumerate(fleet.sessions())])  # type: ignore[misc]
 
@@ -128,8 +130,9 @@ def test_a_run_goes_on_from_a_snapshot_in_any_placement(
     dropout, way = (0.0, run) if config.backpropagates else (0.3, stepped)
     whole = fleets(config, (6,), 1, notes, dropout)
     run(whole, feed)
-    assert sorted(notes.snapshots) == [Position(2, 4), Position(3, 8)]
-    for at, snapshot in notes.snapshots.items():
+    assert sorted(notes.snapshots) == [Position(2, 4), Position(3, 8), Position(4, 9)]
+    for at in (Position(2, 4), Position(3, 8)):
+        snapshot = notes.snapshots[at]
         resumed = fleets(config, split, len(split), again := Notes(), dropout)
         for stage in resumed.stages:
             stage.load_state_dict(snapshot)
@@ -139,10 +142,53 @@ def test_a_run_goes_on_from_a_snapshot_in_any_placement(
         last = [[score for part in seen.epochs[-1][1] for score in part.train] for seen in (notes, again)]
         assert last[0] == last[1], "errors counted before the snapshot count"
     taken = notes.snapshots[Position(3, 8)]
-    assert set(again.snapshots) == set(), "the snapshot at the start is not taken again"
+    assert set(again.snapshots) == {Position(4, 9)}, "the snapshot at the start is not taken again"
     resumed = fleets(config, split, len(split), again := Notes(), dropout)
     way(resumed, feed)
     assert all(torch.equal(again.snapshots[Position(3, 8)][name], taken[name]) for name in taken)
+
+
+class AskedToEnd:
+    """A timetable whose run is asked to end at its first packet of a kind."""
+
+    def __init__(self, feed: Feed, kind: Kind) -> None:
+        self.feed, self.kind = feed, kind
+
+    def packets(self, start: Position) -> Iterator[Packet]:
+        for packet in self.feed.packets(start):
+            if packet.kind is self.kind:
+                self.feed.requests.stop.set()
+            yield packet
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_ends_within_an_evaluation_goes_on_with_that(processes: int, fleets: Callable[..., Fleet]) -> None:
+    config, whole, notes, again = settings(epochs=2), Notes(), Notes(), Notes()
+    split = {1: (6,), 2: (2, 4)}[processes]
+    undisturbed = fleets(config, split, processes, whole)
+    run(undisturbed, Feed(data(), config))
+    run(fleets(config, split, processes, notes), AskedToEnd(Feed(data(), config, notes), Kind.EVALUATE))
+    assert (notes.epochs, set(notes.snapshots)) == ([], {Position(1, 3)}), "the state before the evaluation"
+    assert notes.seconds[Position(1, 3)] > 0
+    resumed = fleets(config, split, processes, again)
+    for stage in resumed.stages:
+        stage.load_state_dict(notes.snapshots[Position(1, 3)])
+    run(resumed, Feed(data(), config), Position(1, 3), 100.0)
+    assert state_of(resumed.stages) == state_of(undisturbed.stages)
+    for (_, ours), (_, theirs) in zip(again.epochs, whole.epochs, strict=True):
+        assert [(part.train, part.test) for part in ours] == [(part.train, part.test) for part in theirs]
+    seconds = [part.seconds for _, parts in again.epochs for part in parts]
+    assert seconds[:processes] == [100.0] * processes, "the training before it counts, the evaluation does not"
+    assert all(0 < second < 100 for second in seconds[processes:])
+
+
+def test_an_epoch_that_is_gone_on_with_has_taken_what_it_took_before_too(fleets: Callable[..., Fleet]) -> None:
+    config, notes, again = settings(epochs=1, checkpoint_every=2), Notes(), Notes()
+    run(fleets(config, (6,), 1, notes), Feed(data(), config, notes))
+    resumed = fleets(config, (6,), 1, again)
+    resumed.stages[0].load_state_dict(notes.snapshots[Position(1, 2)])
+    run(resumed, Feed(data(), config), Position(1, 2), 100.0)
+    assert 0 < notes.seconds[Position(1, 2)] < 100 < again.epochs[0][1][0].seconds < 200
 
 
 def test_taking_snapshots_never_changes_the_weights(fleets: Callable[..., Fleet]) -> None:
