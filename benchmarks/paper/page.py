@@ -33,8 +33,11 @@ mean over seeds, ± their standard deviation where there are several. Whatever d
 *shortened* schedule keeps the places of its milestones, and its errors are not to be held against the paper's as they
 are. Nor is its order of the losses: local losses start behind and catch up, as *on the way* shows wherever several
 losses have been run in full. And similarity wants wide layers: after an epoch of vgg8b `predsim` is behind `pred` at
-an eighth of the width, and level with it or ahead at twice or four times that (the rows of one epoch). Rows with the
-same settings stand in several tables and are trained once.
+an eighth of the width, ahead at twice that on Fashion-MNIST, and on CIFAR-10 still behind at twice and level at four
+times (the rows of one epoch, one seed). Rows with the same settings stand in several tables and are trained once.
+
+Data sets are looked for in `./data` (`--data-dir`) and fetched with `--download` after `--`. The first command takes
+weeks without a GPU. Runs lie in `runs/paper`, and what they come to is written here, or with `--results DIR` there.
 
     python -m benchmarks paper --rows table4/cifar10/vgg8b --seeds 3             # in full, as published
     python -m benchmarks paper --rows 'table4/cifar10/mlp/*' --epoch-scale 0.05  # a twentieth of every schedule
@@ -72,7 +75,7 @@ def _table(table: str, kept: Kept) -> str:
 
 def _lines(name: str, experiment: Experiment, kept: Kept) -> Iterator[tuple[str, ...]]:
     """A line for each setting that was run, the nearest to the recipe first; one if none was."""
-    row = name.partition("/")[2] + (" (assumed)" if experiment.assumed and experiment.error_percent else "")
+    row = name + (" (assumed)" if experiment.assumed and experiment.error_percent else "")
     paper = "" if experiment.error_percent is None else f"{experiment.error_percent:.2f}"
     found = sorted(kept.get(first_of(name), {}).values(), key=lambda one: (bool(one[0].departure), -one[0].epochs))
     if not found:

@@ -261,14 +261,14 @@ class TestPage:
     def test_every_row_is_there_run_or_not(self) -> None:
         text = page({})
         assert text.count("| not run |") == len(experiments())
-        assert all(name.partition("/")[2] in text for name in experiments())
+        assert all(name in text for name in experiments())
 
     def test_paper_and_ours_stand_beside_each_other(self) -> None:
         setting = Setting(40, 400, {"width": 0.25})
         runs = [a_run(1, 9.0), a_run(2, 10.0, device="cuda:0", precision="bf16")]
         text = page({"table4/cifar10/vgg8b/glob": {setting.label: (setting, runs)}})
         line = "| 5.99 | 9.50 ± 0.71 | 2 | 40 of 400 | shortened, width 0.25 | 1 core of an A Chip; GPU 9, bf16 |"
-        assert f"| cifar10/vgg8b/glob {line}" in text
+        assert f"| table4/cifar10/vgg8b/glob {line}" in text
 
     def test_a_sentence_says_whether_the_papers_order_holds(self) -> None:
         right = page(kept_of("table4/cifar10/mlp", {"glob": 33.0, "predsim": 31.0}))
