@@ -66,8 +66,9 @@ def share_cores(costs: Sequence[float], hosts: Sequence[Host]) -> Shares:
 
 
 def _possible_bounds(total: Sequence[float], cores: int) -> list[float]:
-    """Everything that a group of blocks on so many cores can last."""
+    """Everything that the slowest group of blocks on so many cores can last."""
     works = {total[end] - total[start] for end in range(len(total)) for start in range(end)}
+    works = {work for work in works if work > 0} or works  # no share of a host's cores does any work in no time
     return sorted({work / count for work in works for count in range(1, cores + 1)})
 
 

@@ -42,6 +42,7 @@ def best_of_all(costs: Sequence[float], hosts: Sequence[Host]) -> float:
         ([6, 1, 1], [Host(1, 16)], Shares((3,), (16,))),
         ([3, 3, 1, 1], [Host(1, 6), Host(1, 2)], Shares((2, 2), (6, 2))),  # a core is its host's
         ([0, 0, 0], [Host(3, 6)], Shares((1, 1, 1), (4, 1, 1))),
+        ([0, 1], [Host(1, 4), Host(1, 4)], Shares((1, 1), (4, 4))),  # no share of a host keeps a bound of nothing
     ],
 )
 def test_cores_go_where_the_work_is(costs: list[float], hosts: list[Host], shares: Shares) -> None:
