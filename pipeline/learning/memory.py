@@ -31,7 +31,7 @@ def loss_bytes(config: TrainConfig, network: Network, shapes: Sequence[BlockShap
     Nothing is allocated, no random number drawn.
     """
     _, ends = segment_ends(config, shapes)
-    matrices = _FLOAT * _MATRICES * config.batch_size**2 if config.loss_spec.similarity else 0
+    matrices = _FLOAT * _MATRICES * config.batch_size**2
     needed = []
     for index, (spec, shape) in enumerate(zip(network, shapes, strict=True)):
         with torch.device("meta"):
@@ -44,9 +44,11 @@ def loss_bytes(config: TrainConfig, network: Network, shapes: Sequence[BlockShap
                 segment_end=index in ends,
                 similarity_head=spec.similarity_head,
             )
-        scores = loss.score_weights() if isinstance(loss, LocalLoss) else []
+        scores, compares = list[nn.Parameter](), False
+        if isinstance(loss, LocalLoss):
+            scores, compares = loss.score_weights(), loss.similarity is not None
         weights = 0 if loss is None else _bytes_of(config, list(loss.parameters()), scores)
-        needed.append(weights + (matrices if weights else 0))
+        needed.append(weights + (matrices if compares else 0))
     return needed
 
 

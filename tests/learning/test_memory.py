@@ -37,6 +37,13 @@ def test_heads_count_with_gradients_and_what_the_optimizer_keeps() -> None:
     assert needed(loss="pred", segments=1) == [0, 0]
 
 
+def test_similarity_without_weights_of_its_own_counts_its_matrices() -> None:
+    projected, matrices = 200 * 128 + 128, 4 * 8 * 8
+    assert needed(loss="sim-bio") == [4 * matrices, 0]
+    assert needed(loss="pred-bio") == [4 * 4 * projected, 0]
+    assert needed(loss="predsim-bio") == [4 * (4 * projected + matrices), 0]
+
+
 def test_of_what_muon_learns_itself_there_is_one_moment() -> None:
     """Beside weight and gradient: Adam keeps two of the classifier, which gives class scores, and of vectors."""
     classifier, similarity, matrices = 200 * 3 + 3, 200 * 200, 4 * 8 * 8
@@ -68,6 +75,7 @@ def test_counting_draws_nothing() -> None:
     [
         ({}, "give --loss pred, whose heads are small"),
         ({"batch_size": 100_000}, "give a --batch-size below 100000"),
+        ({"loss": "sim-bio"}, "give a --batch-size below 128"),
         ({"loss": "pred"}, "pool what the block hands on, or cut the network into fewer --segments"),
     ],
 )
