@@ -101,10 +101,16 @@ def _time(stage: Stage, shape: BlockShape, classes: int, deadline: float) -> flo
     x = canonical(shape.manners.made_up(batch, *shape.inputs, generator=generator)).to(device)
     labels = torch.randint(classes, (batch,), generator=generator).to(device)
     packet = Packet.of(Kind.TRAIN, Position(), x, labels)
+    # As count_costs does: in the run it comes from the next block, and without it there is no backward to measure.
+    gradient = torch.ones(batch, *shape.outputs, device=device) if stage.blocks[0].gradient_in else None
     warm_up, seconds = stage.capture.warm_up, list[float]()
     while len(seconds) < warm_up + _REPEATS and (not seconds or time.perf_counter() < deadline):
         start = time.perf_counter()
-        stage.step(packet)
+        if gradient is None:
+            stage.step(packet)
+        else:
+            stage.forward(packet)
+            stage.update(gradient)
         stage.synchronize()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[warm_up:] or seconds[-1:])

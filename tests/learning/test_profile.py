@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -104,6 +104,36 @@ def test_a_block_costs_the_seconds_it_takes(monkeypatch: pytest.MonkeyPatch) -> 
     network = given_network([Slow(0.25), Slow(1.5), Slow(0.0)])
     costs = measure_costs(TrainConfig(loss="pred", batch_size=4), network, infer_shapes(network, (4,)), 4, CPU)
     assert costs == pytest.approx([0.25, 1.5, 0.0])
+
+
+class _Late(torch.autograd.Function):
+    """Takes a given time backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
+        ctx.seconds = seconds
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        CLOCK.sleep(ctx.seconds)
+        return gradients[0], None
+
+
+class SlowBackward(Slow):
+    """Takes its time forward, and twice of that backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _Late.apply(super().forward(x), 2 * self.seconds))
+
+
+@pytest.mark.parametrize("loss", ["pred", "glob", "glob+pred"])
+def test_a_step_is_forward_and_backward_whosever_gradient_it_is(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In global backpropagation the gradient of all blocks but the last comes from the next one."""
+    monkeypatch.setattr(profile, "time", CLOCK)
+    network = given_network([SlowBackward(0.25), SlowBackward(1.5), SlowBackward(1.0)])
+    costs = measure_costs(TrainConfig(loss=loss, batch_size=4), network, infer_shapes(network, (4,)), 4, CPU)
+    assert costs == pytest.approx([0.75, 4.5, 3.0])
 
 
 class FromZeroToOne(nn.Linear):
