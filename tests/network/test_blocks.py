@@ -116,9 +116,12 @@ def test_canonical_fixes_the_strides_of_size_one_dimensions() -> None:
         assert all(torch.equal(canonical(x), plain) for x in layouts)
 
 
-def test_a_bias_before_batch_norm_is_left_out_without_effect() -> None:
+@pytest.mark.parametrize("momentum", [0.1, 0.6, 1 - 1e-9, 1.0])
+def test_a_bias_before_batch_norm_is_without_effect_but_in_the_running_mean(momentum: float) -> None:
+    """A norm that keeps nothing of its running mean keeps nothing that was added to it before, either."""
     torch.manual_seed(0)
     plain = ConvBlock(3, 4, nonlinearity="relu", dropout=0.0, pool=False).double()
+    plain.bn.momentum = momentum
     other, x = copy.deepcopy(plain), torch.randn(5, 3, 6, 6, dtype=torch.float64)
     wanted = plain.bn(plain.encoder(x))
     found = normalized_convolution(x, other.encoder, other.bn)
