@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.learning.numerics import unmixed
 from pipeline.learning.ops import AveragePoolFunction, FeedbackAlignment
 from pipeline.network.spec import HeadBuilder
 
@@ -38,8 +39,7 @@ class FeedbackLinear(nn.Module):
         self.register_buffer("feedback", torch.empty(outputs, features).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The backward knows the weights' own number format only; the meta device knows no autocast.
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+        with unmixed(x):  # the backward knows the weights' own number format only
             x = x.to(self.weight.dtype)
             return cast(Tensor, FeedbackAlignment.apply(x, self.weight, self.bias, self.feedback))
 

@@ -22,6 +22,7 @@ from pipeline.learning.heads import (
     pooled_features,
 )
 from pipeline.learning.muon import score_weights
+from pipeline.learning.numerics import unmixed
 from pipeline.learning.ops import SimilarityMatching, centred_cosines, spatial_std
 from pipeline.network.spec import HeadBuilder
 
@@ -76,7 +77,7 @@ class Targets:
         for onehot in self._onehot.values():
             onehot.zero_().scatter_(1, self.labels.unsqueeze(1), 1)
         for (classes, dtype), similarities in self._similarities.items():
-            similarities.copy_(similarity_matrix(self.onehot(classes, dtype)))
+            similarities.copy_(self._compared(classes, dtype))
 
     def onehot(self, classes: int, dtype: torch.dtype) -> Tensor:
         """[B, K]."""
@@ -89,8 +90,13 @@ class Targets:
         """Similarity matrix of the one-hot labels, [B, B]."""
         key = (classes, dtype)
         if key not in self._similarities:
-            self._similarities[key] = similarity_matrix(self.onehot(classes, dtype))
+            self._similarities[key] = self._compared(classes, dtype)
         return self._similarities[key]
+
+    def _compared(self, classes: int, dtype: torch.dtype) -> Tensor:
+        # A block asks for it in mixed precision, `refill` outside: a run that goes on must find the same numbers.
+        with unmixed(self.labels):
+            return similarity_matrix(self.onehot(classes, dtype))
 
 
 def classifier_outputs(decoder: nn.Module, pool: nn.Module | None, h: Tensor) -> Tensor:

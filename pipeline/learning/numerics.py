@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.network.formats import lay_out
 
-__all__ = ["FORMATS", "Numerics"]
+__all__ = ["FORMATS", "Numerics", "unmixed"]
 
 M = TypeVar("M", bound=nn.Module)
 
 FORMATS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def unmixed(x: Tensor) -> torch.autocast:
+    """No mixed precision for what is computed on the device of `x`."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)  # the meta device knows no autocast
 
 
 @dataclass(frozen=True)

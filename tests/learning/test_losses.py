@@ -123,3 +123,18 @@ def test_edge_cases_give_finite_values_and_gradients(name: str, shape: tuple[int
 def test_the_output_loss_carries_its_scale() -> None:
     scores, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     torch.testing.assert_close(OutputLoss(0.25)(scores, Targets(labels))[0], 0.25 * F.cross_entropy(scores, labels))
+
+
+def test_targets_filled_again_are_those_of_a_new_batch_in_mixed_precision() -> None:
+    """A batch is worked out anew after a pause, where a run that goes on fills the last one's: -1/99 is no bf16."""
+    classes = 100
+    first, second = torch.randint(classes, (2, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        fresh, filled = Targets(second.clone()), Targets(first.clone())
+        wanted = fresh.similarities(classes, torch.float32)
+        filled.similarities(classes, torch.float32)
+    filled.refill(second)
+    found = filled.similarities(classes, torch.float32)
+    assert found.dtype == wanted.dtype == torch.float32
+    assert torch.equal(found, wanted)
+    assert torch.equal(wanted, similarity_matrix(F.one_hot(second, classes).float()))

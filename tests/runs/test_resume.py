@@ -341,6 +341,21 @@ def test_a_users_own_network_goes_on(tmp_path: Path) -> None:
     assert [record.epoch for record in resumed.epochs] == [1, 2, 3, 4]
 
 
+def test_similarities_of_many_classes_go_on_in_mixed_precision(tmp_path: Path) -> None:
+    """The first batch after a pause is worked out anew where the undisturbed run fills the last one's again."""
+    data = TensorDataset(torch.randn(200, 6, generator=torch.Generator().manual_seed(4)), torch.arange(200) % 100)
+
+    def trained(epochs: int, **places: Any) -> str:
+        torch.manual_seed(4)
+        blocks = pipeline.blocks_from(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 100)))
+        config = pipeline.TrainConfig(epochs=epochs, batch_size=50, loss="sim", precision="bf16", threads=1)
+        return str(pipeline.train(blocks, data, data, config, **places).summary.state_sha256)
+
+    whole = trained(2)
+    trained(1, output=tmp_path / "run")
+    assert trained(2, resume=tmp_path / "run") == whole
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "told"),
     [
