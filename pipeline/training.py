@@ -44,6 +44,7 @@ from pipeline.runtime.feed import Feed
 from pipeline.runtime.parts import Parts
 from pipeline.runtime.preparation import prepare
 from pipeline.runtime.requests import Requests
+from pipeline.runtime.resume import split_of
 from pipeline.runtime.session import Session
 from pipeline.runtime.topology import Topology
 from pipeline.runtime.world import World, connect, reproducible
@@ -214,7 +215,8 @@ def _train(
     control, numerics = world.control, Numerics(device, job.config.precision)
     beginning, trace, batches, sizes = opened
     folder = beginning.folder
-    config, working, layout = _lay_out(job, world, sizes, numerics)
+    kept = split_of(beginning.checkpoint) if beginning.checkpoint and job.config.wire_rounds else None
+    config, working, layout = _lay_out(job, world, sizes, numerics, kept)
     topology = Topology.over(layout.split, world.size)
     torch.set_num_threads(layout.threads[world.rank])
     keeping = Keeping(job.effective(config), job.dataset, job.model, sizes)
@@ -270,13 +272,15 @@ def _train(
     return replace(outcome, blocks=job.given)
 
 
-def _lay_out(job: _Job, world: World, sizes: Sizes, numerics: Numerics) -> tuple[TrainConfig, TrainConfig, Layout]:
-    """The configuration with what is agreed on, the same as worked with, and the layout.
+def _lay_out(
+    job: _Job, world: World, sizes: Sizes, numerics: Numerics, kept: tuple[int, ...] | None
+) -> tuple[TrainConfig, TrainConfig, Layout]:
+    """The configuration with what is agreed on, such as a split that is `kept`, the same as worked with, the layout.
 
     Nothing is measured or kept for more samples than there are.
     """
     working = replace(job.config, batch_size=sizes.largest_batch(job.config.batch_size))
-    layout = agree_on_layout(world.control, working, job.network, sizes, numerics, world.seat)
+    layout = agree_on_layout(world.control, working, job.network, sizes, numerics, world.seat, kept)
     config = replace(
         job.config,
         segments=layout.segments,

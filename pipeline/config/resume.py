@@ -39,8 +39,7 @@ def check_resumable(saved: RunConfig | TrainConfig, now: RunConfig | TrainConfig
     Raises ConfigError that names both values of an entry on which the weights depend.
     """
     before, after, notes = dict(_entries(saved)), dict(_entries(now)), []
-    # Rates that go on step by step depend on where the last epoch ends.
-    free = _FREE if after["lr_schedule"] == "milestones" else _FREE - {"epochs"}
+    free = _FREE - _bound(now.train if isinstance(now, RunConfig) else now)
     for name, value in after.items():
         was, flag = before.get(name), flag_name(name)
         if was == value or name in free:
@@ -57,14 +56,30 @@ def check_resumable(saved: RunConfig | TrainConfig, now: RunConfig | TrainConfig
     return notes
 
 
+def _bound(train: TrainConfig) -> set[str]:
+    """What is free in other runs, but not in this one."""
+    bound = set()
+    if train.lr_schedule != "milestones":  # rates that go on step by step depend on where the last epoch ends
+        bound.add("epochs")
+    if train.wire_rounds:
+        bound.add("split")  # which says the number of stages, too
+    return bound
+
+
 def placed_anew(config: RunConfig, world_size: int) -> RunConfig:
-    """The configuration of an earlier run for so many processes: what was found for as many as then stays."""
+    """The configuration of an earlier run for so many processes: what was found for as many as then stays.
+
+    So does, in one process, a split on which bits depend.
+    """
     train = config.train
     same = world_size == 1 if train.split is None else len(train.split) == world_size
     if same:
         return config
     threads = train.threads if isinstance(train.threads, int) else None
-    return replace(config, train=replace(train, split=None, stages=None, threads=threads))
+    placed = replace(train, threads=threads)
+    if not (train.wire_rounds and world_size == 1):
+        placed = replace(placed, split=None, stages=None)
+    return replace(config, train=placed)
 
 
 def _entries(config: RunConfig | TrainConfig) -> Iterator[tuple[str, Any]]:

@@ -44,6 +44,11 @@ class TrainConfig(Placement, Schedule, Method):  # fields come in the reverse or
         done = (step - rising) / (total - rising)
         return self.lr * (1 - done if self.lr_schedule == "triangle" else (1 + math.cos(math.pi * done)) / 2)
 
+    @property
+    def wire_rounds(self) -> bool:
+        """Whether numbers change where they go from stage to stage, so that the split decides bits."""
+        return self.wire not in ("auto", "fp32", self.precision)
+
     def check_blocks(self, blocks: int, world_size: int) -> None:
         """As for a placement, and segments against the network and the stages; counts not yet found come later."""
         super().check_blocks(blocks, world_size)

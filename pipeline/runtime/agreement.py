@@ -87,9 +87,17 @@ def check_same_configuration(control: Control, config: TrainConfig) -> None:
 
 
 def agree_on_layout(
-    control: Control, config: TrainConfig, factory: NetworkFactory, sizes: Sizes, numerics: Numerics, mine: Seat
+    control: Control,
+    config: TrainConfig,
+    factory: NetworkFactory,
+    sizes: Sizes,
+    numerics: Numerics,
+    mine: Seat,
+    kept: tuple[int, ...] | None = None,
 ) -> Layout:
     """Describe the network in every process; process 0 decides the split, and who gets how many cores.
+
+    It takes the split `kept` where that fits and nobody asks for another.
 
     Raises:
         ConfigError: blocks that do not fit each other, a split that does not fit the network, or local losses that
@@ -108,6 +116,7 @@ def agree_on_layout(
 
     control.together("memory", check if control.rank == 0 else lambda: None)
     if control.rank == 0:
+        config = _keep(config, kept, len(network), control.world_size)
         # A single stage has the whole cost, whatever that is.
         split: Sequence[int] = [len(network)]
         costs = [1.0] * len(network)
@@ -143,6 +152,14 @@ def _describe(
             f"make it [{sizes.classes}]"
         )
     return network, shapes, config
+
+
+def _keep(config: TrainConfig, split: tuple[int, ...] | None, blocks: int, world_size: int) -> TrainConfig:
+    """`config` with the split, where the blocks and processes are as many as it places, and no other is given."""
+    if split is None or config.split is not None or sum(split) != blocks:
+        return config
+    stages = len(split)
+    return replace(config, split=split) if world_size in (1, stages) and config.stages in (None, stages) else config
 
 
 def count_segments(config: TrainConfig, shapes: Sequence[BlockShape], world_size: int) -> TrainConfig:

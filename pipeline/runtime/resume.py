@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.errors import ConfigError, DataError, first_line
+from pipeline.config.toml import from_toml
+from pipeline.errors import ConfigError, DataError, PipelineError, first_line
 from pipeline.learning.stage import Stage
 from pipeline.runtime.checkpoint_files import Checkpoint, newest
 from pipeline.runtime.saver import by_block
@@ -15,7 +16,7 @@ from pipeline.runtime.topology import Topology
 from pipeline.runtime.weights_file import read_weights
 from pipeline.transport.bulk import Bulk
 
-__all__ = ["checkpoint_of", "load_stages", "load_weights", "weights_of"]
+__all__ = ["checkpoint_of", "load_stages", "load_weights", "split_of", "weights_of"]
 
 ReadBlock = Callable[[int], Mapping[str, Tensor]]
 
@@ -32,6 +33,14 @@ def checkpoint_of(folder: str | Path, *, required: bool) -> tuple[Checkpoint | N
             f"--resume {folder} holds no complete checkpoint{why}; give the folder of a run that has saved"
         )
     return found, passed
+
+
+def split_of(checkpoint: Checkpoint) -> tuple[int, ...] | None:
+    """The split of the run that has saved it; None where it does not say, of which others tell."""
+    try:
+        return from_toml(checkpoint.about["config"], source=str(checkpoint.path)).train.split
+    except (PipelineError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def load_stages(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.recipes import recipe
-from pipeline.config.resume import check_resumable
+from pipeline.config.resume import check_resumable, placed_anew
 from pipeline.config.schema import RunConfig, TrainConfig, override
 from pipeline.errors import ConfigError
 from tests.support.data import message
@@ -76,6 +76,44 @@ def test_what_changes_the_last_bits_is_said(values: dict[str, Any], told: str) -
 def test_what_decides_the_weights_may_not_change(values: dict[str, Any], told: str) -> None:
     text = message(lambda: check_resumable(recipe("digits"), changed(**values), "runs/one"), ConfigError)
     assert text.startswith("runs/one was saved with ") and told in text and text.endswith("by --init-from")
+
+
+LOSSLESS = [{}, {"wire": "fp32"}, {"wire": "fp32", "precision": "bf16"}, {"wire": "bf16", "precision": "bf16"}]
+ROUNDING = [{"wire": "bf16"}, {"wire": "fp16"}, {"wire": "fp16", "precision": "bf16"}]
+
+
+@pytest.mark.parametrize("values", ROUNDING)
+def test_the_split_may_not_change_where_the_wire_rounds_at_its_boundaries(values: dict[str, Any]) -> None:
+    was = changed(**values, split=(4, 4))
+    assert check_resumable(was, changed(**values, split=(4, 4), stages=2, queue_depth=1), "run") == []
+    for split, told in (((8,), "8"), ((3, 5), "3,5")):
+        with pytest.raises(
+            ConfigError, match=f"^run was saved with --split 4,4, but it is {told} now; go on with what"
+        ):
+            check_resumable(was, changed(**values, split=split), "run")
+
+
+@pytest.mark.parametrize("values", LOSSLESS)
+def test_the_split_may_change_where_the_wire_keeps_every_bit(values: dict[str, Any]) -> None:
+    assert check_resumable(changed(**values, split=(4, 4)), changed(**values, split=(8,)), "run") == []
+
+
+def split_in(processes: int, **values: Any) -> tuple[int, ...] | None:
+    """Of the configuration with which a run of two stages goes on."""
+    placed = placed_anew(changed(split=(4, 4), stages=2, threads=(3, 1), **values), processes).train
+    assert placed.threads == ((3, 1) if processes == 2 else None)
+    assert placed.stages == (None if placed.split is None else 2)
+    return placed.split
+
+
+@pytest.mark.parametrize("values", ROUNDING)
+def test_a_run_goes_on_with_its_split_in_one_process_where_the_wire_rounds(values: dict[str, Any]) -> None:
+    assert [split_in(processes, **values) for processes in (1, 2, 3)] == [(4, 4), (4, 4), None]
+
+
+@pytest.mark.parametrize("values", LOSSLESS)
+def test_a_run_goes_on_with_its_split_in_as_many_processes_alone(values: dict[str, Any]) -> None:
+    assert [split_in(processes, **values) for processes in (1, 2, 3)] == [None, (4, 4), None]
 
 
 def test_a_library_calls_configuration_is_compared_too() -> None:

@@ -255,6 +255,33 @@ def test_what_beside_weights_decides_bits_goes_on_from_mid_epoch(values: dict[st
     assert resumed.block_test_error_percent == whole.block_test_error_percent
 
 
+def test_a_run_goes_on_with_its_split_where_the_wire_rounds(tmp_path: Path) -> None:
+    """Nobody asks for another: one that were measured anew would round elsewhere."""
+    config, output = vary(SMALL, checkpoint_every=3, keep=9, wire="bf16"), str(tmp_path / "run")
+    whole = run(vary(config, split=(3, 5)), Options(output)).summary
+    for path in checkpoints_in(tmp_path / "run" / "checkpoints")[:-1]:
+        shutil.rmtree(path)
+    for asked in ({"split": (4, 4)}, {"stages": 3}, {"stages": 1}):
+        with pytest.raises(ConfigError, match=r"was saved with --split 3,5, but it is [\d,]+ now; go on with what it"):
+            run(vary(config, **asked), Options(output, resume=output))
+    for asked in ({}, {"stages": 2}):
+        resumed = run(vary(config, **asked), Options(str(tmp_path / f"{len(asked)}"), resume=output)).summary
+        assert resumed.state_sha256 == whole.state_sha256
+    assert run(config, Options()).summary.state_sha256 != whole.state_sha256, "one stage rounds nowhere"
+
+
+def test_two_stages_whose_wire_rounds_go_on_in_one_process_and_not_in_three(tmp_path: Path) -> None:
+    flags = [*FLAGS, "--wire", "bf16", "--split", "3,5"]
+    train("one", *flags, "--epochs", "2", "--output", "whole", cwd=tmp_path)
+    train("two", *flags, "--epochs", "1", "--output", "run", cwd=tmp_path)
+    three = spawn([SCRIPT, "--resume", "run", "--epochs", "2", "--quiet"], 3, 120, cwd=tmp_path)
+    printed = "".join(end.stderr for end in three)
+    assert {end.status for end in three} == {2} and printed.count("\n") == 1, printed
+    assert re.search(r"was saved with --split 3,5, but it is \d,\d,\d now; go on with what it was", printed)
+    train("one", "--resume", "run", "--epochs", "2", "--quiet", cwd=tmp_path)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
 LOCAL = ["--checkpoint-local", "--checkpoint-every", "3", "--keep", "9"]
 
 
