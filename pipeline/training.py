@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from pipeline.config.method import Method
 from pipeline.config.paths import absolute, check_working_folder, expanded
 from pipeline.config.resume import AUTO
-from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.config.schema import ModelConfig, RunConfig, TrainConfig
 from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
 from pipeline.errors import ConfigError, Interrupted
@@ -99,6 +99,7 @@ class _Job:
     batches: Callable[[torch.device], Batches]
     effective: Callable[[TrainConfig], RunConfig | TrainConfig]  # what config.toml holds
     given: tuple[Block, ...] = ()
+    named: ModelConfig | None = None  # the network that has a name
 
 
 def train(
@@ -178,6 +179,7 @@ def run(config: RunConfig, options: Options, network: NetworkFactory | None = No
             config.data, seed=train_config.seed, batch_size=train_config.batch_size, device=device
         ),
         effective=partial(_effective, config),
+        named=config.model,
     )
     return _execute(job, options)
 
@@ -202,7 +204,9 @@ def _execute(job: _Job, options: Options) -> TrainResult:
 
 def _carry_out(job: _Job, options: Options, world: World, device: torch.device, display: Display) -> TrainResult:
     """Open what is read and written, train, and close it."""
-    world.control.together("configuration", lambda: check_same_configuration(world.control, job.config))
+    world.control.together(
+        "configuration", lambda: check_same_configuration(world.control, job.config, job.named, job.given)
+    )
     with contextlib.ExitStack() as closing:
         opened = _open(job, options, world, device, closing)
         return _train(job, options, world, device, display, opened)

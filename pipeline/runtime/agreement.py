@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.config.schema import TrainConfig
+from torch import nn
+
+from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.learning.balance import balance, cut_segments, members
 from pipeline.learning.cores import Host, share_cores
@@ -14,8 +16,10 @@ from pipeline.learning.memory import check_buffers, check_memory
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs, count_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
+from pipeline.network.structure import first_difference, parts_of
 from pipeline.runtime.cores import Seat, hosts_of, own_cores
 from pipeline.runtime.memory import memory_of
+from pipeline.text import brief
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic
 
@@ -56,6 +60,7 @@ class Sizes:
 
 SIZES = Topic("sizes", Sizes)
 _CONFIGURATION = Topic("configuration", dict)
+_BLOCKS = "blocks"  # in that, beside the flags
 _SPLIT = Topic("split", list)
 _SEATS = Topic("seats", list)
 
@@ -74,16 +79,31 @@ class Layout:
     cores: tuple[int, ...]  # that this process keeps to
 
 
-def check_same_configuration(control: Control, config: TrainConfig) -> None:
-    """Raise ConfigError unless this process was started with the same configuration as process 0."""
-    mine: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    theirs = _CONFIGURATION.share(control, mine if control.rank == 0 else None)
+def check_same_configuration(
+    control: Control, config: TrainConfig, model: ModelConfig | None = None, given: Sequence[nn.Module] = ()
+) -> None:
+    """Raise ConfigError unless this process was started with the same configuration and network as process 0.
+
+    Args:
+        model: names the network, where it has a name.
+        given: a user's own blocks, of which the weights may differ.
+    """
+    flags = asdict(config) | ({} if model is None else asdict(model))
+    mine: dict[str, Any] = {name: list(one) if isinstance(one, tuple) else one for name, one in flags.items()}
+    parts = parts_of(given) if control.world_size > 1 else []
+    theirs = _CONFIGURATION.share(control, {**mine, _BLOCKS: parts} if control.rank == 0 else None)
     for name, value in mine.items():
-        if theirs[name] != value:
+        if theirs.get(name) != value:
             raise ConfigError(
-                f"process {control.rank} has {name} = {value!r}, but process 0 has {theirs[name]!r}; "
+                f"process {control.rank} has {name} = {value!r}, but process 0 has {theirs.get(name)!r}; "
                 "start all processes with the same flags"
             )
+    found = first_difference(parts, theirs.get(_BLOCKS, []))
+    if found is not None:
+        here, there = map(brief, found)
+        raise ConfigError(
+            f"process {control.rank} has {here}, but process 0 has {there}; build the same blocks in all processes"
+        )
 
 
 def agree_on_layout(

@@ -426,9 +426,9 @@ class Table(nn.Module):
 
 torch.manual_seed(rank)  # different weights in every process: process 0's count
 data = TensorDataset(torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3)
-layers = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, WIDTH), Table(WIDTH), nn.ReLU(), nn.Linear(8, 3)
+layers = nn.Linear(6, 8), AFTER, nn.Linear(8, WIDTH), Table(WIDTH), nn.ReLU(), nn.Linear(8, 3)
 blocks = pipeline.blocks_from(nn.Sequential(*layers))
-config = pipeline.TrainConfig(epochs=2, batch_size=8, loss="pred", lr=LR, threads=1, split=(2, 1))
+config = pipeline.TrainConfig(epochs=2, batch_size=8, loss="pred", lr=LR, threads=1, split=(SPLIT))
 try:
     result = pipeline.train(blocks, data, data, config)
     state = {f"{i}.{k}": v for i, b in enumerate(blocks) for k, v in b.state_dict().items()}
@@ -439,14 +439,17 @@ except pipeline.ConfigError as error:
 """
 
 
-def different(tmp_path: Path, width: str, lr: str) -> list[str]:
+def different(tmp_path: Path, **ways: str) -> list[str]:
+    text = DIFFERENT
+    for name, way in ({"width": "8", "lr": "0.01", "after": "nn.ReLU()", "split": "2, 1"} | ways).items():
+        text = text.replace(name.upper(), way)
     script = tmp_path / "different.py"
-    script.write_text(DIFFERENT.replace("WIDTH", width).replace("LR", lr))
+    script.write_text(text)
     return [end.stdout.strip() for end in spawn([str(script)], 2, 60)]
 
 
 def test_process_0s_weights_count_and_every_process_gets_the_result(tmp_path: Path) -> None:
-    first, second = different(tmp_path, "8", "0.01")
+    first, second = different(tmp_path)
     assert first == second
     promised, held, _table = first.split()
     assert promised == held
@@ -454,12 +457,63 @@ def test_process_0s_weights_count_and_every_process_gets_the_result(tmp_path: Pa
 
 def test_processes_with_different_flags_are_refused(tmp_path: Path) -> None:
     expected = "ConfigError process 1 has lr = 0.2, but process 0 has 0.1; start all processes with the same flags"
-    assert different(tmp_path, "8", "0.1 * (rank + 1)") == [expected] * 2
+    assert different(tmp_path, lr="0.1 * (rank + 1)") == [expected] * 2
 
 
-def test_processes_with_different_networks_are_refused(tmp_path: Path) -> None:
-    first, second = different(tmp_path, "8 + rank", "0.1")
-    assert first == second and first.startswith("ConfigError block 2 (linear 2) does not take input of shape [9]")
+@pytest.mark.parametrize(
+    ("ways", "told"),
+    [
+        (
+            {"width": "8 + rank"},
+            "Linear(in_features=8, out_features=9, bias=True, weight [9, 8], bias [9]) at 1.body.2, but process 0 has "
+            "Linear(in_features=8, out_features=8, bias=True, weight [8, 8], bias [8]) at 1.body.2",
+        ),
+        (
+            {"after": "[nn.ReLU(), nn.GELU()][rank]"},
+            "GELU(approximate='none') at 0.body.1, but process 0 has ReLU() at 0.body.1",
+        ),
+        (
+            {"after": "nn.Dropout(0.5 * rank)"},
+            "Dropout(p=0.5, inplace=False) at 0.tail.1, but process 0 has Dropout(p=0.0, inplace=False) at 0.tail.1",
+        ),
+    ],
+    ids=["width", "class", "rate"],
+)
+def test_processes_with_different_blocks_are_refused(ways: dict[str, str], told: str, tmp_path: Path) -> None:
+    expected = f"ConfigError process 1 has {told}; build the same blocks in all processes"
+    assert different(tmp_path, **ways) == [expected] * 2
+
+
+def test_a_lazy_layer_may_have_its_weights_in_process_0_alone(tmp_path: Path) -> None:
+    loaded = "(lambda lazy: (rank or lazy.load_state_dict(nn.Linear(8, 8).state_dict()), lazy)[1])(nn.LazyLinear(8))"
+    first, second = different(tmp_path, after=f"nn.ReLU(), {loaded}", split="2, 2")
+    assert first == second and "Error" not in first
+
+
+FLAGS_BY_RANK = """
+import os, runpy, sys
+sys.argv[1:] += OWN if os.environ["RANK"] == "1" else []
+sys.argv[0] = SCRIPT
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (["--nonlinearity", "gelu"], "nonlinearity = 'gelu', but process 0 has 'auto'"),
+        (["--dropout", "0.5"], "dropout = 0.5, but process 0 has 0.1"),
+        (["--hidden-units", "9"], "hidden_units = 9, but process 0 has 16"),
+    ],
+)
+def test_processes_with_different_networks_by_name_are_refused(own: list[str], told: str, tmp_path: Path) -> None:
+    script = tmp_path / "by_rank.py"
+    script.write_text(FLAGS_BY_RANK.replace("OWN", repr(own)).replace("SCRIPT", repr(SCRIPT)))
+    ends = spawn([str(script), *QUICK], 2, 60, cwd=tmp_path)
+    assert [end.status for end in ends] == [2, 2]
+    printed = f"error: process 1 has {told}; start all processes with the same flags\n"
+    assert "".join(end.stderr for end in ends) == printed
+    assert not (tmp_path / "runs").exists(), "nothing has begun"
 
 
 class Squeezes(nn.Module):
