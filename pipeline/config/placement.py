@@ -35,7 +35,14 @@ class Placement:
         "packets sent and not yet taken between two stages, both ends together",
         Bounds(1, 1024, why="every packet takes memory"),
     )
-    device: str = option("auto", "device of every process", given="auto, cpu, cuda, cuda:N")
+    device: str = option(
+        "auto",
+        "device of every process",
+        given="auto, cpu, cuda, cuda:N",
+        doc="device of every process: `cuda` gives each process of a host a GPU of its own, in order, and lets them "
+        "share where there are fewer; `auto` does so where there are GPUs, and is `cpu` elsewhere; `cuda:N` is one "
+        "for all processes of a host",
+    )
     deterministic: bool = option(False, "the same bits on a GPU too")
     capture: str = option(
         "auto",
