@@ -27,7 +27,7 @@ endif
 
 help:
 	@echo "make train       run the main job: $(PROCESSES) processes, handwritten digits; PROCESSES=2 ARGS=\"--epochs 3\""
-	@echo "make test        run all checks: lint, types, tests"
+	@echo "make test        run lint, types and all tests but the long ones"
 	@echo "make test-quick  the same without the tests that start processes: within a minute"
 	@echo "make test-long   what takes long: every placement resumed by every other, faults at random, fuzzing"
 	@echo "make test-lowest some tests with the lowest versions that setup.cfg allows, in .venv-lowest"
