@@ -185,7 +185,7 @@ def _notes(config: TrainConfig, transport: Transport, stages: Sequence[StagePlan
     notes, count = [], len(stages)
     if transport is Transport.PINNED:
         notes.append(f"{count} processes share GPUs, which nccl refuses: activations travel through {transport.value}")
-    if count > 1 and config.wire not in ("auto", "fp32", config.precision):
+    if count > 1 and config.wire_rounds:
         notes.append(f"--wire {config.wire} rounds between stages; another split gives other weights")
     if stages[0].device != "cpu" and not config.deterministic:
         notes.append("without --deterministic a GPU's sums may differ in the last bits from run to run")
