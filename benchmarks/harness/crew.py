@@ -21,6 +21,8 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from pipeline.errors import PipelineError
+
 __all__ = ["Crew", "CrewError", "Member", "cores", "shares_of_cores"]
 
 P = ParamSpec("P")
@@ -125,8 +127,8 @@ class Crew:
     def call(self, function: Callable[Concatenate[Member, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Run `function(member, ...)` in every process and return what each returned.
 
-        The function must be importable by name and what travels picklable. Raises CrewError if any process fails or
-        none of them answers in time; the crew is of no further use then.
+        The function must be importable by name and what travels picklable. Raises a PipelineError of any process as it
+        is, and CrewError if one fails in another way or does not answer in time; the crew is of no further use then.
         """
         for rank, pipe in enumerate(self._pipes):
             try:
@@ -169,6 +171,8 @@ class Crew:
             failed, value = pipe.recv()
         except (EOFError, OSError) as error:
             raise self._died(rank, what) from error
+        if failed and isinstance(value, PipelineError):
+            raise value  # a whole message, where a traceback would say no more
         if failed:
             raise CrewError(f"{what}: process {rank} failed\n{value}")
         return value
@@ -211,6 +215,9 @@ def _serve(pipe: Connection, environment: dict[str, str], mine: Sequence[int], t
         function, args, kwargs = call
         try:
             pipe.send((False, function(member, *args, **kwargs)))
+        except PipelineError as error:
+            pipe.send((True, error))
+            break
         except BaseException:
             pipe.send((True, traceback.format_exc()))
             break

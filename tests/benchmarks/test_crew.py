@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.harness.crew import Crew, CrewError, Member, cores, shares_of_cores
+from pipeline.errors import DataError, PipelineError
 
 
 def summed(member: Member, value: float) -> tuple[int, int, float, list[int]]:
@@ -22,6 +23,10 @@ def fail_in_rank_1(member: Member) -> None:
     if member.rank == 1:
         raise ValueError("on purpose")
     time.sleep(3600)  # far beyond the limit of a test
+
+
+def mistaken(member: Member) -> None:
+    raise DataError(f"nothing in {member.rank}; look elsewhere")
 
 
 def die(member: Member) -> None:
@@ -53,6 +58,13 @@ def test_a_failing_process_is_told_with_its_traceback_and_ends_the_others() -> N
         Crew(2) as crew,
     ):
         crew.call(fail_in_rank_1)
+
+
+@pytest.mark.bench
+def test_a_mistake_of_the_users_is_told_as_it_is() -> None:
+    with pytest.raises(PipelineError) as caught, Crew(1) as crew:
+        crew.call(mistaken)
+    assert type(caught.value) is DataError and str(caught.value) == "nothing in 0; look elsewhere"
 
 
 @pytest.mark.bench
