@@ -21,6 +21,7 @@ from benchmarks.contenders.methods import Method
 from benchmarks.contenders.methods import train as train_method
 from benchmarks.emulation.load import BATCH
 from benchmarks.experiments import time_to_accuracy
+from benchmarks.harness import jobs
 from benchmarks.harness.crew import Crew, CrewError, Member
 from benchmarks.harness.report import provenance
 from benchmarks.race import training
@@ -423,7 +424,7 @@ def test_an_interrupt_ends_what_is_under_way(tmp_path: Path, monkeypatch: pytest
 
     endless = replace(QUICK, config=override(QUICK.config, {"epochs": 100_000}), tuning_epochs=100_000)
     monkeypatch.setattr(Crew, "call", told)
-    monkeypatch.setattr(training, "wait", interrupted)
+    monkeypatch.setattr(jobs, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         training.train_all(endless, Ledger(tmp_path, endless), [0], lambda job, curve, left: None)
 
