@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import queue
 import statistics
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,8 +19,9 @@ from benchmarks.contenders.methods import Method
 from benchmarks.contenders.methods import train as train_method
 from benchmarks.harness.crew import Crew, Member, cores
 from benchmarks.harness.figures import Difference, ratio, summarize
+from benchmarks.harness.jobs import Core, work_off
 from benchmarks.harness.pictures import Bars
-from benchmarks.harness.progress import shown
+from benchmarks.harness.progress import counted, shown
 from benchmarks.harness.report import Result, Row, Target, at_most
 from benchmarks.harness.settings import RESOLVED, departures
 from pipeline.config.placement import Placement
@@ -42,6 +41,9 @@ _DECODER_DIM = {"cifar10": 2048, "fashion_mnist": 1024, "digits": 4096}
 _TOLERANCE = 0.2  # points of test error that a head may cost
 _NOT_THE_METHOD = RESOLVED | {"data_dir", *(f.name for f in fields(Placement))}
 _FOLDER = Path("runs") / "benchmarks" / "heads"
+_LIMIT_S = 900.0  # seconds of a training
+
+_Job = tuple[str, str, int]  # data set, head and seed
 
 
 @dataclass(frozen=True)
@@ -101,36 +103,36 @@ def _train_all(size: _Size, data_dir: str, folder: Path) -> dict[tuple[str, str]
     jobs = [
         (dataset, head, seed) for seed in range(1, size.seeds + 1) for head in size.heads for dataset in size.datasets
     ]
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in cores():
-        free.put(core)
+    errors: dict[_Job, float] = {}
 
-    def work(job: tuple[str, str, int]) -> float:
-        core = free.get()
-        try:
-            dataset, head, seed = job
-            return _error(folder / "-".join(map(str, job)), _config(size, dataset, seed, data_dir), head, core)
-        finally:
-            free.put(core)
+    def left(busy: Collection[_Job]) -> Sequence[_Job]:
+        return [job for job in jobs if job not in errors and job not in busy]
 
-    with ThreadPoolExecutor(len(cores())) as pool:
-        futures = {job: pool.submit(work, job) for job in jobs}
-        errors = {job: futures[job].result() for job in shown(jobs, "training runs")}
+    def trained(job: _Job, core: Core) -> float:
+        dataset, head, seed = job
+        return _error(folder / f"{dataset}-{head}-{seed}", _config(size, dataset, seed, data_dir), head, core)
+
+    with counted(len(jobs), "training runs") as one_more:
+
+        def done(job: _Job, error: float) -> None:
+            errors[job] = error
+            one_more()
+
+        work_off(cores(), _LIMIT_S, ready=left, do=trained, done=done)
     found: dict[tuple[str, str], list[float]] = {}
-    for (dataset, head, _), error in errors.items():
-        found.setdefault((dataset, head), []).append(error)
+    for dataset, head, seed in jobs:
+        found.setdefault((dataset, head), []).append(errors[dataset, head, seed])
     return found
 
 
-def _error(folder: Path, config: RunConfig, head: str, core: int) -> float:
+def _error(folder: Path, config: RunConfig, head: str, core: Core) -> float:
     """Test error of a run, trained now unless its folder holds the result.
 
     Raises DataError where the folder holds that of another configuration.
     """
     summary = folder / "summary.json"
     if not summary.exists():
-        with Crew(1, available=[core]) as crew:
-            crew.call(_train, config, head, str(folder))
+        core.call(_train, config, head, str(folder))
     differ = departures(read_toml(folder / "config.toml"), _configured(config, head)).keys() - _NOT_THE_METHOD
     if differ:
         raise DataError(f"{folder} holds a run of other settings ({', '.join(sorted(differ))}); remove it")
