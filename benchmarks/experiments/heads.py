@@ -166,7 +166,7 @@ def _backprop(member: Member, config: RunConfig, head: str) -> float:
 
 
 def _time_all(size: _Size, crew: Crew) -> dict[str, list[float]]:
-    """Seconds of a step of vgg8b on synthetic images, all cores, alternatives interleaved; the first is no round."""
+    """Seconds of a step of vgg8b on synthetic images, all cores, alternatives interleaved; a first round warms up."""
     steps, batch = 2, 32
     config = RunConfig(
         data=DataConfig(dataset="synthetic", train_limit=steps * batch, test_limit=batch),
@@ -174,10 +174,10 @@ def _time_all(size: _Size, crew: Crew) -> dict[str, list[float]]:
         train=TrainConfig(batch_size=batch, epochs=2, eval_every=2, decoder_dim=2048, threads=len(cores())),
     )
     seconds: dict[str, list[float]] = {name: [] for name in ("backprop", *size.heads)}
-    for name in shown(list(seconds) * size.rounds, "steps of every head"):
+    for name in shown(list(seconds) * (size.rounds + 1), "steps of every head"):
         trained = crew.call(_backprop if name == "backprop" else _train, config, name)
         seconds[name].append(trained[0] / steps)
-    return seconds
+    return {name: taken[1:] for name, taken in seconds.items()}
 
 
 def _row(

@@ -45,3 +45,23 @@ def test_a_training_that_fails_ends_the_experiment(tmp_path: Path, monkeypatch: 
     with pytest.raises(DataError, match="digits-conv-1 is wrong"):
         heads._train_all(SMALL, "data", tmp_path)
     assert begun == ["digits-conv-1"]
+
+
+class Fake:
+    """A crew whose trainings take a second more each time."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def call(self, *args: object, **kwargs: object) -> list[float]:
+        self.calls += 1
+        return [float(self.calls)]
+
+
+def test_the_first_round_of_steps_warms_up_and_does_not_count() -> None:
+    crew = Fake()
+    seconds = heads._time_all(replace(SMALL, rounds=2), crew)  # type: ignore[arg-type]
+    names = ("backprop", *SMALL.heads)
+    assert crew.calls == 3 * len(names)
+    assert seconds["backprop"] == [(len(names) + 1) / 2, (2 * len(names) + 1) / 2], "two steps each"
+    assert {len(taken) for taken in seconds.values()} == {2}
