@@ -83,10 +83,11 @@ def steps_to(curve: Curve, wanted: float) -> int | None:
     return reached
 
 
-def _all_steps(runs: Sequence[Trained], wanted: float) -> list[float] | None:
-    """Of all seeds, or None if one does not reach the error."""
-    steps = [steps_to(run.curve, wanted) for run in runs]
-    return [float(one) for one in steps if one is not None] if steps and None not in steps else None
+def _all_steps(runs: Sequence[Trained], wanted: float) -> dict[int, float] | None:
+    """By seed, or None if one of them does not reach the error."""
+    steps = {run.seed: steps_to(run.curve, wanted) for run in runs if run.seed is not None}
+    reached = {seed: float(one) for seed, one in steps.items() if one is not None}
+    return reached if reached and len(reached) == len(steps) else None
 
 
 def rows_of(found: Found) -> list[Row]:
@@ -126,10 +127,10 @@ def _row(found: Found, entrant: Entrant, wanted: Mapping[int, float]) -> Row:
         steps = _all_steps(runs, error)
         if steps is None:
             continue
-        figures[f"steps_to_{share}"] = summarize(steps)
+        figures[f"steps_to_{share}"] = summarize(list(steps.values()))
         if speed is not None:
             pace = statistics.median(speed.seconds)
-            figures[f"seconds_to_{share}"] = summarize([one * pace for one in steps])
+            figures[f"seconds_to_{share}"] = summarize([one * pace for one in steps.values()])
     return Row(f"{found.task.name}: {entrant.label}", settings, figures)
 
 
@@ -141,8 +142,8 @@ def _emulated_row(found: Found, one: Emulated, wanted: Mapping[int, float]) -> R
     figures = {"steps_of_one_device": summarize(one.steps)}
     steps, reference = _all_steps(runs, wanted[_MAIN]), _all_steps(found.runs(BACKPROP), wanted[_MAIN])
     if steps is not None and reference is not None:
-        pace = statistics.median(one.steps) / statistics.fmean(reference)
-        figures["time_of_one_device"] = summarize([count * pace for count in steps])
+        pace = statistics.median(one.steps) / statistics.fmean(reference.values())
+        figures["time_of_one_device"] = summarize([count * pace for count in steps.values()])
     settings = {"task": found.task.name, "line": one.line, "emulated": True, "devices": one.devices}
     return Row(f"{found.task.name}: emulated, {one.devices} devices: {one.label}", settings, figures)
 
@@ -193,7 +194,8 @@ def _of_times(found: Found) -> list[Target]:
         if taken is None:
             targets.append(Target(told + name, f"at most {most:g}", math.inf, False))
         else:
-            targets.append(at_most(told + name, most, _over(taken, min(against, key=statistics.median))))
+            best = min(against, key=lambda times: statistics.median(times.values()))
+            targets.append(at_most(told + name, most, _over(taken, best)))
     return targets
 
 
@@ -224,20 +226,21 @@ def _mark(found: Found) -> str:
     return f"the {error:.2f} % that backprop has after {_MAIN} % of its run"
 
 
-def _seconds(found: Found, entrant: Entrant) -> list[float] | None:
-    """To the error of backprop at 80 % of its run, of every seed; None where one does not reach it or is not timed."""
+def _seconds(found: Found, entrant: Entrant) -> dict[int, float] | None:
+    """To the error of backprop at 80 % of its run, by seed; None where one does not reach it or is not timed."""
     speed = found.speeds.get(entrant.label)
     steps = _all_steps(found.runs(entrant.line), wanted_errors(found.runs(BACKPROP))[_MAIN])
     if speed is None or steps is None:
         return None
-    return [count * statistics.median(speed.seconds) for count in steps]
+    return {seed: count * statistics.median(speed.seconds) for seed, count in steps.items()}
 
 
-def _over(values: Sequence[float], references: Sequence[float]) -> Figure:
-    """Seed by seed where both have the same, else the ratio of the means."""
-    if len(values) == len(references):
-        return ratio(values, references)
-    return summarize([statistics.fmean(values) / statistics.fmean(references)])
+def _over(values: Mapping[int, float], references: Mapping[int, float]) -> Figure:
+    """Over those of the same seeds, seed by seed; the ratio of the means where fewer than two are common."""
+    common = [seed for seed in values if seed in references]
+    if len(common) >= 2:
+        return ratio([values[seed] for seed in common], [references[seed] for seed in common])
+    return summarize([statistics.fmean(values.values()) / statistics.fmean(references.values())])
 
 
 def curves_of(found: Found) -> dict[str, list[tuple[float, float]]]:

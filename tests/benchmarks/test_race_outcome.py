@@ -108,6 +108,27 @@ def test_targets_hold_the_fastest_against_the_fastest() -> None:
     assert math.isinf(third.measured) and not third.met
 
 
+def with_runs(line: Line, runs: Mapping[int, tuple[float, ...]]) -> Found:
+    made = tuple(run_of(seed, *errors) for seed, errors in runs.items())
+    return replace(FOUND, kept={**FOUND.kept, line: replace(FOUND.kept[line], runs=made)})
+
+
+@pytest.mark.parametrize(
+    ("seeds", "ratio"),
+    [
+        # Seeds 2 to 4 against backprop's 1 and 2 have one in common: the means, 30 of 40 steps.
+        ((2, 3, 4), 0.6 * 30 / 40),
+        # Seeds 1, 2 and 9: the last one, which is late, has no partner.
+        ((1, 2, 9), 0.6 * 25 / 40),
+    ],
+)
+def test_ratios_are_of_the_seeds_that_both_have(seeds: tuple[int, int, int], ratio: float) -> None:
+    early, later, late = (50.0, 20.0, 20.0, 20.0, 10.0), (50.0, 40.0, 20.0, 20.0, 10.0), (50.0, 40.0, 30.0, 21.0, 10.0)
+    found = with_runs(TWO, dict(zip(seeds, (early, later, late), strict=True)))
+    (target,) = [one for one in targets_of(found) if one.name.endswith("over backprop in one process")]
+    assert target.measured == pytest.approx(ratio)
+
+
 def test_held_out_samples_choose_who_stands_for_a_cut() -> None:
     """Not the test set: the linear head has the worse try and the better runs."""
     linear = local_line(QUICK, 2, "linear")
