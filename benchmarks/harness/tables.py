@@ -70,10 +70,12 @@ _SHOWN = {
     ),
 }
 
+_FASTEST = ", torch's fastest schedule"
+
 _BACKPROP = (
     ("backprop, one process", ""),
     ("backprop, DDP", ""),
-    ("backprop, (GPipe|.*1F1B|.*ZeroBubble)(, .* microbatches)?", ", torch's fastest schedule"),
+    ("backprop, (GPipe|.*1F1B|.*ZeroBubble)(, .* microbatches)?", _FASTEST),
 )
 
 _SUMMARY = (
@@ -155,7 +157,14 @@ def _best(
     for pattern, remark in patterns:
         labels = [label for label in rows if re.fullmatch(pattern, label)]
         if labels:
-            yield min(labels, key=lambda label: worth(rows[label])), remark
+            more = _of_those_timed([rows[label] for label in labels]) if remark == _FASTEST else ""
+            yield min(labels, key=lambda label: worth(rows[label])), remark + more
+
+
+def _of_those_timed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many rows the fastest one is the fastest of; nothing where all are timed."""
+    timed = sum(any(figure in row for figure in ("step_seconds", "samples_per_second")) for row in rows)
+    return "" if timed == len(rows) else f" ({timed} of {len(rows)} timed)"
 
 
 def _worth(row: Mapping[str, Any]) -> tuple[float, float]:

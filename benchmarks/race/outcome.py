@@ -182,7 +182,11 @@ def _of_times(found: Found) -> list[Target]:
     taken = _seconds(found, ours)
     times = {entrant: seconds for entrant in found.entrants if (seconds := _seconds(found, entrant)) is not None}
     opponents = (
-        ("the best pipelined backprop", 0.75, [t for e, t in times.items() if e.is_pipelined_backprop]),
+        (
+            f"the best pipelined backprop{_of_those_timed(found)}",
+            0.75,
+            [t for e, t in times.items() if e.is_pipelined_backprop],
+        ),
         ("DDP", 0.9, [t for e, t in times.items() if e.line == REPLICAS]),
         ("backprop in one process", 1.0, [t for e, t in times.items() if e.method.kind == "backprop"]),
     )
@@ -197,6 +201,13 @@ def _of_times(found: Found) -> list[Target]:
             best = min(against, key=lambda times: statistics.median(times.values()))
             targets.append(at_most(told + name, most, _over(taken, best)))
     return targets
+
+
+def _of_those_timed(found: Found) -> str:
+    """How many schedules the best one is the best of; nothing where all that have been trained are timed."""
+    labels = [e.label for e in found.entrants if e.is_pipelined_backprop and found.runs(e.line)]
+    timed = sum(label in found.speeds for label in labels)
+    return "" if timed == len(labels) else f" ({timed} of {len(labels)} timed)"
 
 
 def _of_blocks(found: Found) -> list[Target]:

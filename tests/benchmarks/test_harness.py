@@ -143,6 +143,11 @@ def test_the_race_tells_of_the_heads_that_held_out_samples_chose(tmp_path: Path)
         "| 2 segments, copy, pipeline | 12.4 | +0.40 ± 0.10 |  | 0.2 |  |",
         "| block, copy, pipeline | 16 |  |  |  |  |",
     ]
+    rows.append(row("backprop, GPipe, 2 microbatches", 20, 12.1))
+    publish("time-to-accuracy", "command", Result(rows, [], bars("test_error_percent", rows)), tmp_path)
+    assert tables(tmp_path, ("time-to-accuracy",))["race"].splitlines()[3] == (
+        "| backprop, 1F1B, 4 microbatches, torch's fastest schedule (3 of 4 timed) | 12.6 |  |  | 0.5 | 60 |"
+    )
 
 
 def test_the_documents_quote_what_was_measured() -> None:

@@ -129,6 +129,23 @@ def test_ratios_are_of_the_seeds_that_both_have(seeds: tuple[int, int, int], rat
     assert target.measured == pytest.approx(ratio)
 
 
+def test_the_best_of_a_few_schedules_is_called_so() -> None:
+    """As long as not all that have been trained are timed."""
+
+    def name(found: Found) -> str:
+        (told,) = [one.name for one in targets_of(found) if "pipelined backprop" in one.name]
+        return told.rpartition("over ")[2]
+
+    assert name(FOUND) == "the best pipelined backprop"
+    new = entrants(QUICK, [MICROBATCHED[0]])
+    assert name(replace(FOUND, entrants=[*FOUND.entrants, *new], kept={**FOUND.kept, MICROBATCHED[0]: Kept()})) == (
+        "the best pipelined backprop"
+    ), "it has not been trained"
+    trained = {**FOUND.kept, MICROBATCHED[0]: FOUND.kept[MICROBATCHED[-1]]}
+    partly = replace(FOUND, entrants=[*FOUND.entrants, *new], kept=trained)
+    assert name(partly) == "the best pipelined backprop (3 of 5 timed)"
+
+
 def test_held_out_samples_choose_who_stands_for_a_cut() -> None:
     """Not the test set: the linear head has the worse try and the better runs."""
     linear = local_line(QUICK, 2, "linear")
