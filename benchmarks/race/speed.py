@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -49,45 +50,62 @@ def _timed(task: Task, epochs: int = 2) -> RunConfig:
     return override(task.config, {**values, "queue_depth": _QUEUE_DEPTH})
 
 
+class _Bench:
+    """Trains methods of a task for a few steps, in crews that stay."""
+
+    def __init__(self, task: Task, crews: Mapping[int, Crew]) -> None:
+        self._task, self._crews = task, crews
+
+    def train(self, method: Method, epochs: int, split: tuple[int, ...] | None = None) -> Sequence[Trained]:
+        return method.train(self._crews[method.processes], method.configured(_timed(self._task, epochs), split))
+
+    def seconds(self, method: Method, split: tuple[int, ...] | None) -> float:
+        """Of a step."""
+        return max(one.seconds[-1] for one in self.train(method, 2, split)) / self._task.timed_steps
+
+    def joules(self, method: Method, split: tuple[int, ...] | None) -> float:
+        """Of a step: what another epoch takes, so that start and data fall out. NaN where the meters do not tell."""
+        one, two = self._used(method, 1, split), self._used(method, 2, split)
+        return (two - one) / self._task.timed_steps
+
+    def _used(self, method: Method, epochs: int, split: tuple[int, ...] | None) -> float:
+        before = joules()
+        self.train(method, epochs, split)
+        after = joules()
+        return math.nan if before is None or after is None or after < before else after - before
+
+
 def measure_all(task: Task, all_entrants: Sequence[Entrant], rounds: int) -> dict[str, Speed]:
     """By label; rounds of all entrants, after one that warms up and finds the splits."""
     seconds: dict[Entrant, list[float]] = {entrant: [] for entrant in all_entrants}
     energy: dict[Entrant, list[float]] = {entrant: [] for entrant in all_entrants}
     with Crew(1) as solo, Crew(PROCESSES) as team:
-        crews = {1: solo, PROCESSES: team}
-
-        def train(method: Method, epochs: int, split: tuple[int, ...] | None = None) -> Sequence[Trained]:
-            return method.train(crews[method.processes], method.configured(_timed(task, epochs), split))
-
-        def step_seconds(method: Method, split: tuple[int, ...] | None) -> float:
-            return max(one.seconds[-1] for one in train(method, 2, split)) / task.timed_steps
-
-        def used(entrant: Entrant, epochs: int) -> float | None:
-            before = joules()
-            train(entrant.method, epochs, splits[entrant])
-            after = joules()
-            return None if before is None or after is None or after < before else after - before
-
-        splits = {entrant: split_of(train(entrant.method, 2)) for entrant in all_entrants}
+        bench = _Bench(task, {1: solo, PROCESSES: team})
+        splits = {entrant: split_of(bench.train(entrant.method, 2)) for entrant in all_entrants}
         for entrant in shown(list(all_entrants) * rounds, f"{task.name}: steps of everyone"):
-            seconds[entrant].append(with_averages(entrant.method, partial(step_seconds, split=splits[entrant])))
-            if joules() is not None:  # what another epoch takes: start and data fall out
-                one, two = used(entrant, 1), used(entrant, 2)
-                energy[entrant] += [] if one is None or two is None else [(two - one) / task.timed_steps]
+            seconds[entrant].append(with_averages(entrant.method, partial(bench.seconds, split=splits[entrant])))
+            if joules() is not None:
+                spent = with_averages(entrant.method, partial(bench.joules, split=splits[entrant]))
+                energy[entrant] += [] if math.isnan(spent) else [spent]
     found = {}
     for entrant in shown(list(all_entrants), f"{task.name}: memory of everyone"):
-        held = sum(peak_memory(entrant.method, entrant.method.configured(_timed(task), splits[entrant])))
-        spent = statistics.median(energy[entrant]) if energy[entrant] else None
-        found[entrant.label] = Speed(tuple(seconds[entrant]), held, spent)
+        held = sum(peak_memory(_averaging(entrant.method), entrant.method.configured(_timed(task), splits[entrant])))
+        median = statistics.median(energy[entrant]) if energy[entrant] else None
+        found[entrant.label] = Speed(tuple(seconds[entrant]), held, median)
     return found
 
 
-def with_averages(method: Method, timed: Callable[[Method], float]) -> float:
-    """Seconds of a step, with its share of an average of replicas where there are any: too rare for a few steps."""
+def with_averages(method: Method, measured: Callable[[Method], float]) -> float:
+    """What a step takes, with its share of an average of replicas where there are any: too rare for a few steps."""
     if method.kind != "averaged":
-        return timed(method)
-    never, always = (timed(replace(method, every=every)) for every in (_NEVER, 1))
+        return measured(method)
+    never, always = measured(replace(method, every=_NEVER)), measured(_averaging(method))
     return never + (always - never) / method.every
+
+
+def _averaging(method: Method) -> Method:
+    """With an average after every step, where there are any: what that holds counts, however rare it is."""
+    return replace(method, every=1) if method.kind == "averaged" else method
 
 
 def work_of(task: Task, entrant: Entrant) -> float:
