@@ -22,7 +22,6 @@ from benchmarks.harness.report import Result, provenance
 from benchmarks.race.curves import Curve
 from benchmarks.race.emulated import emulate, keep_emulated, read_emulated
 from benchmarks.race.entrants import entrants
-from benchmarks.race.kept import origin
 from benchmarks.race.ledger import Job, Ledger
 from benchmarks.race.order import all_lines, config_of
 from benchmarks.race.outcome import Found, curves_of, rows_of, targets_of
@@ -68,8 +67,8 @@ def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str |
 
     Measured again only if it is asked for alone, or is incomplete, or, of seconds, has come from another machine.
     """
-    known, timed = all_lines(task, ledger.read), origin(folder / _SPEED)
-    everyone, speeds = entrants(task, known), read_speeds(folder / _SPEED, task, known)
+    known = all_lines(task, ledger.read)
+    everyone, (speeds, timed) = entrants(task, known), read_speeds(folder / _SPEED, task, known)
     elsewhere = timed is not None and timed.machine != provenance().machine
     if part == "speed" or (part is None and (elsewhere or any(one.label not in speeds for one in everyone))):
         speeds = measure_all(task, everyone, _ROUNDS[quick])

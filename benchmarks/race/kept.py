@@ -15,7 +15,7 @@ from benchmarks.race.lines import Line
 from pipeline.config.schema import RunConfig
 from pipeline.errors import DataError
 
-__all__ = ["keep", "keep_of_lines", "origin", "read", "read_of_lines", "settings_of"]
+__all__ = ["keep", "keep_of_lines", "origin_of", "read", "read_of_lines", "settings_of"]
 
 T = TypeVar("T")
 
@@ -72,13 +72,9 @@ def read_of_lines(
     return content
 
 
-def origin(path: Path) -> Provenance | None:
-    """Where and with what a file was made; None where there is none. Raises DataError for one that is not ours."""
-
-    def parse(report: Mapping[str, Any]) -> Provenance:
-        return Provenance(report["machine"], report["versions"], report["commit"])
-
-    return read_whole(path, "the origin of a race", parse) if path.exists() else None
+def origin_of(report: Mapping[str, Any]) -> Provenance:
+    """Where and with what something was made, as a file tells it."""
+    return Provenance(report["machine"], report["versions"], report["commit"])
 
 
 def _compare(path: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

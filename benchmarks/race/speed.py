@@ -16,8 +16,9 @@ from benchmarks.contenders.footprint import joules, peak_memory
 from benchmarks.contenders.methods import Method, split_of
 from benchmarks.harness.crew import Crew
 from benchmarks.harness.progress import shown
+from benchmarks.harness.report import Provenance
 from benchmarks.race.entrants import PROCESSES, Entrant
-from benchmarks.race.kept import keep_of_lines, read_of_lines, settings_of
+from benchmarks.race.kept import keep_of_lines, origin_of, read_of_lines, settings_of
 from benchmarks.race.lines import Line
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig, override
@@ -121,13 +122,15 @@ def keep_speeds(path: Path, task: Task, all_lines: Sequence[Line], speeds: Mappi
     keep_of_lines(path, f"{task.name}: speed", settings_of(_timed(task)), all_lines, {"speeds": found})
 
 
-def read_speeds(path: Path, task: Task, all_lines: Sequence[Line]) -> dict[str, Speed]:
-    """What is kept, by label; nothing where there is no file. Raises DataError for one that is not ours, or of other
-    settings or lines.
+def read_speeds(path: Path, task: Task, all_lines: Sequence[Line]) -> tuple[dict[str, Speed], Provenance | None]:
+    """What is kept, by label, and where and with what it was measured; nothing where there is no file.
+
+    Raises DataError for one that is not ours, or of other settings or lines.
     """
 
-    def parse(report: Mapping[str, Any]) -> dict[str, Speed]:
+    def parse(report: Mapping[str, Any]) -> tuple[dict[str, Speed], Provenance]:
         rows = report["speeds"].items()
-        return {label: Speed(tuple(row["seconds"]), row["megabytes"], row["joules"]) for label, row in rows}
+        speeds = {label: Speed(tuple(row["seconds"]), row["megabytes"], row["joules"]) for label, row in rows}
+        return speeds, origin_of(report)
 
-    return read_of_lines(path, "speeds", settings_of(_timed(task)), all_lines, parse) or {}
+    return read_of_lines(path, "speeds", settings_of(_timed(task)), all_lines, parse) or ({}, None)

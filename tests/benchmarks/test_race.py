@@ -28,7 +28,6 @@ from benchmarks.race import training
 from benchmarks.race.curves import looked_after, train_curve
 from benchmarks.race.emulated import Emulated, contests, keep_emulated, read_emulated, stage_costs
 from benchmarks.race.entrants import Entrant, entrants
-from benchmarks.race.kept import origin
 from benchmarks.race.ledger import Job, Kept, Ledger, Trained
 from benchmarks.race.lines import BACKPROP, MICROBATCHED, REPLICAS, Line, lines, local_line
 from benchmarks.race.order import all_lines, best_head, config_of, epochs_left, ready
@@ -203,16 +202,14 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             read_speeds(path, QUICK, [])
         with pytest.raises(DataError, match=told("emulated devices")):
             read_emulated(path, QUICK, [])
-        with pytest.raises(DataError, match=r"cannot be read as the origin of a race"):
-            origin(path)
 
 
 def test_speeds_and_emulated_devices_are_kept_and_read_again(tmp_path: Path) -> None:
     speeds = {"backprop, one process": Speed((0.5, 0.25), 400.0, None), "other": Speed((1.0,), 1.0, 2.5)}
     path, none = tmp_path / "kept.json", tmp_path / "none.json"
     keep_speeds(path, QUICK, [BACKPROP, MICROBATCHED[-1]], speeds)
-    assert read_speeds(path, QUICK, lines(QUICK)) == speeds and read_speeds(none, QUICK, []) == {}
-    assert origin(path) == provenance() and origin(none) is None
+    assert read_speeds(path, QUICK, lines(QUICK)) == (speeds, provenance())
+    assert read_speeds(none, QUICK, []) == ({}, None)
     with pytest.raises(DataError, match=r"made with other settings \(train_limit\)"):
         read_speeds(path, replace(QUICK, timed_steps=4), [])
     with pytest.raises(DataError, match=r"made with other settings \(backprop, 8 microbatches\)"):
@@ -246,7 +243,7 @@ def test_seconds_of_another_machine_are_measured_anew(tmp_path: Path, monkeypatc
     found = time_to_accuracy._measured(QUICK, ledger, tmp_path, True, "curves")
     assert not measured and found.timed is not None and found.timed.machine["cpu"] == "another", "told as it is"
     assert time_to_accuracy._measured(QUICK, ledger, tmp_path, True, None).timed == provenance()
-    assert measured == [QUICK.name] and origin(path) == provenance()
+    assert measured == [QUICK.name] and read_speeds(path, QUICK, few) == (speeds, provenance())
 
 
 def test_joules_are_those_of_all_processors_or_none(tmp_path: Path) -> None:
