@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness.crew import CrewError
-from benchmarks.harness.report import Result, publish
+from benchmarks.harness.report import Result, provenance, publish
 from benchmarks.harness.tables import tables
 from pipeline.errors import PipelineError
 
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.output or (_QUICK if options.quick else _RESULTS)
     if options.name in _GROWING:
         given["folder"] = folder
+    origin = provenance()
     try:
         with _interruptible():
             result = run(options.quick, **given)
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = "; the same command goes on from what is kept" if options.name in _GROWING else ""
         print(f"error: {options.name} was stopped{kept}", file=sys.stderr)
         return 1
-    print(publish(options.name, command, result, folder))
+    print(publish(options.name, command, result, folder, origin))
     return 0
 
 

@@ -69,16 +69,17 @@ def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str |
     """
     known = all_lines(task, ledger.read)
     everyone, (speeds, timed) = entrants(task, known), read_speeds(folder / _SPEED, task, known)
-    elsewhere = timed is not None and timed.machine != provenance().machine
+    here = provenance()
+    elsewhere = timed is not None and timed.machine != here.machine
     if part == "speed" or (part is None and (elsewhere or any(one.label not in speeds for one in everyone))):
-        speeds = measure_all(task, everyone, _ROUNDS[quick])
-        keep_speeds(folder / _SPEED, task, known, speeds)
-        timed = provenance()
+        speeds, timed = measure_all(task, everyone, _ROUNDS[quick]), here
+        keep_speeds(folder / _SPEED, task, known, speeds, here)
     emulated = read_emulated(folder / _EMULATED, task, known)
     missing = {line.name for line in known if line.is_local} - {one.line for one in emulated}
     if part == "emulated" or (part is None and missing):
+        here = provenance()
         emulated = emulate(task, known, _ROUNDS[quick])
-        keep_emulated(folder / _EMULATED, task, known, emulated)
+        keep_emulated(folder / _EMULATED, task, known, emulated, here)
     works = {entrant.label: work_of(task, entrant) for entrant in everyone}
     return Found(task, {line: ledger.read(line) for line in known}, everyone, speeds, timed, works, emulated)
 

@@ -73,14 +73,17 @@ def bars(figure: str, rows: Sequence[Row]) -> Bars:
     return Bars(figure.replace("_", " "), {row.label: row.figures[figure] for row in rows if figure in row.figures})
 
 
-def publish(name: str, command: str, result: Result, folder: Path) -> Path:
-    """Print the result, write `name`.json and `name`.png into `folder`, and return the path of the JSON file."""
+def publish(name: str, command: str, result: Result, folder: Path, origin: Provenance) -> Path:
+    """Print the result, write `name`.json and `name`.png into `folder`, and return the path of the JSON file.
+
+    `origin` is where and with what it was measured, as it was when that began.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     report = {
         "schema": SCHEMA,
         "name": name,
         "command": command,
-        **asdict(provenance()),
+        **asdict(origin),
         "rows": [row.to_dict() for row in result.rows],
         "targets": [asdict(target) for target in result.targets],
     }
@@ -101,7 +104,7 @@ class Provenance:
 
 
 def provenance() -> Provenance:
-    """Of this process."""
+    """Of this process, now: taken when something begins, since commits may be made while it is measured."""
     return Provenance(_machine(), _versions(), _commit())
 
 

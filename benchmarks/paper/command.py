@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from benchmarks.harness.report import provenance
 from benchmarks.paper.curves import draw_tables
 from benchmarks.paper.page import page
 from benchmarks.paper.results import Kept, add, read, setting_of
@@ -174,11 +175,11 @@ def _run(plan: Plan, index: int, clock: Clock, teller: Teller, options: argparse
         last = progress
         teller.under_way(plan, progress, clock.left(index, progress.epoch_seconds, plan.epochs, progress.epochs))
 
-    began = time.monotonic()
-    run = harvest(plan, folder, command)  # of a training that had ended when it was stopped
+    began, origin = time.monotonic(), provenance()
+    run = harvest(plan, folder, command, origin)  # of a training that had ended when it was stopped
     if run is None:
         train(plan, folder, options.processes, watch)
-        run = harvest(plan, folder, command)
+        run = harvest(plan, folder, command, origin)
         clock.finished(index, (last.epoch_seconds or (time.monotonic() - began) / plan.epochs) * plan.epochs)
     if run is None:
         raise TrainingFailed(f"{folder} holds no summary though its training has ended")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.report import provenance
+from benchmarks.harness.report import Provenance
 from benchmarks.harness.settings import RESOLVED
 from benchmarks.paper.results import Run
 from benchmarks.paper.rows import Plan, changes
@@ -168,8 +168,14 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def harvest(plan: Plan, folder: Path, command: str) -> Run | None:
+def harvest(plan: Plan, folder: Path, command: str, origin: Provenance) -> Run | None:
     """What the run folder of a plan tells of a training that has ended; None where none has.
+
+    Args:
+        plan: that was trained.
+        folder: of the run.
+        command: that the run is kept with.
+        origin: where and with what it was trained, likewise.
 
     Raises TrainingFailed where it is damaged, or holds another run than the plan's.
     """
@@ -185,7 +191,6 @@ def harvest(plan: Plan, folder: Path, command: str) -> Run | None:
     wanted = {"epochs": plan.epochs, "seed": plan.seed}
     if found := {name: value for name, value in found.items() if wanted.get(name) != value and name not in RESOLVED}:
         raise TrainingFailed(f"{folder} holds another run ({brief(str(found))}); remove it")
-    origin = provenance()
     return Run(
         seed=plan.seed,
         **{name: summary[name] for name in _SUMMED},

@@ -18,6 +18,7 @@ from benchmarks.emulation.load import BATCH, Load, Window
 from benchmarks.experiments.schedule import OURS, Contest, Method, compete, judge
 from benchmarks.harness.crew import Crew
 from benchmarks.harness.progress import shown
+from benchmarks.harness.report import Provenance
 from benchmarks.race.entrants import SCHEDULES
 from benchmarks.race.kept import keep_of_lines, read_of_lines, settings_of
 from benchmarks.race.lines import BACKPROP, MICROBATCHED, Line
@@ -96,10 +97,12 @@ def _microbatches(devices: int) -> int:
     return equal_parts(BATCH, 4 * devices)
 
 
-def keep_emulated(path: Path, task: Task, all_lines: Sequence[Line], found: Sequence[Emulated]) -> None:
-    """Write what the emulated devices of a task took with `all_lines`."""
+def keep_emulated(
+    path: Path, task: Task, all_lines: Sequence[Line], found: Sequence[Emulated], origin: Provenance
+) -> None:
+    """Write what the emulated devices of a task took with `all_lines`, and where and with what that was measured."""
     content = {"emulated": [asdict(one) for one in found]}
-    keep_of_lines(path, f"{task.name}: emulated devices", _settings(task), all_lines, content)
+    keep_of_lines(path, f"{task.name}: emulated devices", origin, _settings(task), all_lines, content)
 
 
 def read_emulated(path: Path, task: Task, all_lines: Sequence[Line]) -> list[Emulated]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.harness.kept import read_whole, write_whole
-from benchmarks.harness.report import Provenance, provenance
+from benchmarks.harness.report import Provenance
 from benchmarks.harness.settings import departures
 from benchmarks.race.lines import Line
 from pipeline.config.schema import RunConfig
@@ -28,9 +28,9 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in departures(config, RunConfig()).items() if name not in _ELSEWHERE}
 
 
-def keep(path: Path, name: str, settings: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Write a file in place of what is there."""
-    write_whole(path, {"schema": _SCHEMA, "name": name, **asdict(provenance()), "settings": settings, **content})
+def keep(path: Path, name: str, origin: Provenance, settings: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Write a file in place of what is there; `origin` is where and with what the newest of it was made."""
+    write_whole(path, {"schema": _SCHEMA, "name": name, **asdict(origin), "settings": settings, **content})
 
 
 def read(path: Path, what: str, settings: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], T]) -> T | None:
@@ -46,10 +46,15 @@ def read(path: Path, what: str, settings: Mapping[str, Any], parse: Callable[[Ma
 
 
 def keep_of_lines(
-    path: Path, name: str, settings: Mapping[str, Any], lines: Sequence[Line], content: Mapping[str, Any]
+    path: Path,
+    name: str,
+    origin: Provenance,
+    settings: Mapping[str, Any],
+    lines: Sequence[Line],
+    content: Mapping[str, Any],
 ) -> None:
     """As `keep`, for what several lines were measured in."""
-    keep(path, name, settings, {"lines": {line.name: asdict(line) for line in lines}, **content})
+    keep(path, name, origin, settings, {"lines": {line.name: asdict(line) for line in lines}, **content})
 
 
 def read_of_lines(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.report import Provenance
 from benchmarks.race.curves import Curve
 from benchmarks.race.kept import keep, read, settings_of
 from benchmarks.race.lines import Line
@@ -76,14 +77,17 @@ class Ledger:
 
         return read(self.path(line), "curves", self._settings(line), parse) or Kept()
 
-    def add(self, job: Job, curve: Curve) -> None:
-        """Keep what has been trained, in place of the same training where somebody else has kept it meanwhile."""
+    def add(self, job: Job, curve: Curve, origin: Provenance) -> None:
+        """Keep what has been trained, and where and with what, in place of the same training.
+
+        Somebody else may have made and kept it meanwhile.
+        """
         kept, new = self.read(job.line), Trained(job.lr, job.head_lr, job.seed, curve)
         others = [one for one in (*kept.tries, *kept.runs) if _which(one) != _which(new)]
         tries = [one for one in (*others, new) if one.seed is None]
         runs = sorted((one for one in (*others, new) if one.seed is not None), key=lambda one: one.seed or 0)
         content = {"tries": [asdict(one) for one in tries], "runs": [asdict(one) for one in runs]}
-        keep(self.path(job.line), f"{self._task.name}: {job.line.name}", self._settings(job.line), content)
+        keep(self.path(job.line), f"{self._task.name}: {job.line.name}", origin, self._settings(job.line), content)
 
     def _settings(self, line: Line) -> dict[str, Any]:
         task = self._task

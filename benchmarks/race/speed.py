@@ -116,10 +116,12 @@ def work_of(task: Task, entrant: Entrant) -> float:
     return sum(costs) + again
 
 
-def keep_speeds(path: Path, task: Task, all_lines: Sequence[Line], speeds: Mapping[str, Speed]) -> None:
-    """Write all speeds of a task, whose entrants are of `all_lines`."""
+def keep_speeds(
+    path: Path, task: Task, all_lines: Sequence[Line], speeds: Mapping[str, Speed], origin: Provenance
+) -> None:
+    """Write all speeds of a task, whose entrants are of `all_lines`, and where and with what they were measured."""
     found = {label: asdict(speed) for label, speed in speeds.items()}
-    keep_of_lines(path, f"{task.name}: speed", settings_of(_timed(task)), all_lines, {"speeds": found})
+    keep_of_lines(path, f"{task.name}: speed", origin, settings_of(_timed(task)), all_lines, {"speeds": found})
 
 
 def read_speeds(path: Path, task: Task, all_lines: Sequence[Line]) -> tuple[dict[str, Speed], Provenance | None]:

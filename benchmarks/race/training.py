@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.harness.jobs import Core, work_off
+from benchmarks.harness.report import Provenance, provenance
 from benchmarks.race.curves import Curve, train_curve
 from benchmarks.race.ledger import Job, Kept, Ledger
 from benchmarks.race.lines import Line
@@ -26,11 +27,12 @@ def train_all(task: Task, ledger: Ledger, cores: Sequence[int], told: Callable[[
     def kept() -> Mapping[Line, Kept]:
         return {line: ledger.read(line) for line in all_lines(task, ledger.read)}
 
-    def train(job: Job, core: Core) -> Curve:
-        return core.call(train_curve, job.line, config_of(task, job), task.looks)
+    def train(job: Job, core: Core) -> tuple[Provenance, Curve]:
+        return provenance(), core.call(train_curve, job.line, config_of(task, job), task.looks)
 
-    def done(job: Job, curve: Curve) -> None:
-        ledger.add(job, curve)
+    def done(job: Job, made: tuple[Provenance, Curve]) -> None:
+        origin, curve = made
+        ledger.add(job, curve, origin)
         told(job, curve, epochs_left(task, kept()))
 
     work_off(cores, _LIMIT_S, ready=lambda busy: ready(task, kept(), busy), do=train, done=done)

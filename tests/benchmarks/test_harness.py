@@ -15,8 +15,10 @@ from benchmarks.experiments import memory, queue, scaling, schedule, throughput
 from benchmarks.harness import report
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Curves, draw
-from benchmarks.harness.report import Result, Row, at_least, at_most, bars, publish
+from benchmarks.harness.report import Provenance, Result, Row, at_least, at_most, bars, publish
 from benchmarks.harness.tables import between_marks, tables
+
+ORIGIN = Provenance({"cores": 2}, {"torch": "3"}, "abc")
 
 
 def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +86,7 @@ def test_tables_quote_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFix
         at_least("2. second", 1, rows[0].figures["samples_per_second"]),
         at_most("1. first", 0.5, ratio([3], [4])),
     ]
-    publish("throughput", "command", Result(rows, targets, bars("samples_per_second", rows)), tmp_path)
+    publish("throughput", "command", Result(rows, targets, bars("samples_per_second", rows)), tmp_path, ORIGIN)
     capsys.readouterr()
     assert main(["tables", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -105,7 +107,7 @@ def test_the_summary_picks_the_fastest_schedule(tmp_path: Path) -> None:
         )
         for label, r in rates.items()
     ]
-    publish("throughput", "command", Result(speed, [], bars("samples_per_second", speed)), tmp_path)
+    publish("throughput", "command", Result(speed, [], bars("samples_per_second", speed)), tmp_path, ORIGIN)
     assert tables(tmp_path, ("throughput",))["summary"].splitlines() == [
         "|  | images a second, vgg8b | of backprop in one process |",
         "| --- | --- | --- |",
@@ -136,7 +138,7 @@ def test_the_race_tells_of_the_heads_that_held_out_samples_chose(tmp_path: Path)
         row("block, copy, pipeline", 25, 16),  # not timed yet
         Row("other: backprop, DDP", {"held_out_error_percent": 1}, {"test_error_percent": summarize([1])}),
     ]
-    publish("time-to-accuracy", "command", Result(rows, [], bars("test_error_percent", rows)), tmp_path)
+    publish("time-to-accuracy", "command", Result(rows, [], bars("test_error_percent", rows)), tmp_path, ORIGIN)
     assert tables(tmp_path, ("time-to-accuracy",))["race"].splitlines()[2:] == [
         "| backprop, one process | 12 |  |  | 0.3 |  |",
         "| backprop, 1F1B, 4 microbatches, torch's fastest schedule | 12.6 |  |  | 0.5 | 60 |",
@@ -144,7 +146,7 @@ def test_the_race_tells_of_the_heads_that_held_out_samples_chose(tmp_path: Path)
         "| block, copy, pipeline | 16 |  |  |  |  |",
     ]
     rows.append(row("backprop, GPipe, 2 microbatches", 20, 12.1))
-    publish("time-to-accuracy", "command", Result(rows, [], bars("test_error_percent", rows)), tmp_path)
+    publish("time-to-accuracy", "command", Result(rows, [], bars("test_error_percent", rows)), tmp_path, ORIGIN)
     assert tables(tmp_path, ("time-to-accuracy",))["race"].splitlines()[3] == (
         "| backprop, 1F1B, 4 microbatches, torch's fastest schedule (3 of 4 timed) | 12.6 |  |  | 0.5 | 60 |"
     )
@@ -188,7 +190,7 @@ def test_report_holds_the_promised_keys_and_not_the_name_of_the_host(
     row = Row("one", {"batch": 8}, {"seconds": summarize([1.0, 2.0, 3.0])})
     rows = [row, Row("without figures")]
     result = Result(rows, [at_most("time", 1.5, row.figures["seconds"])], bars("seconds", rows))
-    path = publish("trial", "python -m benchmarks trial", result, tmp_path / "new" / "folder")
+    path = publish("trial", "python -m benchmarks trial", result, tmp_path / "new" / "folder", report.provenance())
     text = path.read_text(encoding="utf-8")
     found = json.loads(text)
     assert list(found) == ["schema", "name", "command", "machine", "versions", "commit", "rows", "targets"]
@@ -208,3 +210,18 @@ def test_report_holds_the_promised_keys_and_not_the_name_of_the_host(
 def test_commit_is_left_open_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "__file__", str(tmp_path / "benchmarks" / "harness" / "report.py"))
     assert report._commit() is None
+
+
+def test_the_commit_is_that_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody commits while an experiment runs."""
+    commits = iter(["before", "after"])
+    monkeypatch.setattr(report, "_commit", lambda: next(commits))
+
+    def run(quick: bool) -> Result:
+        report.provenance()
+        rows = [Row("one", {}, {"seconds": summarize([1.0])})]
+        return Result(rows, [], bars("seconds", rows))
+
+    monkeypatch.setattr(schedule, "run", run)
+    assert main(["schedule", "--output", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "schedule.json").read_text())["commit"] == "before"

@@ -23,9 +23,10 @@ from benchmarks.emulation.load import BATCH
 from benchmarks.experiments import time_to_accuracy
 from benchmarks.harness import jobs
 from benchmarks.harness.crew import Crew, CrewError, Member
+from benchmarks.harness.jobs import Core
 from benchmarks.harness.report import provenance
 from benchmarks.race import training
-from benchmarks.race.curves import looked_after, train_curve
+from benchmarks.race.curves import Curve, looked_after, train_curve
 from benchmarks.race.emulated import Emulated, contests, keep_emulated, read_emulated, stage_costs
 from benchmarks.race.entrants import Entrant, entrants
 from benchmarks.race.ledger import Job, Kept, Ledger, Trained
@@ -44,6 +45,8 @@ pytestmark = pytest.mark.timeout(900)
 
 ALONE = Member(0, 1, 1)
 FASHION, CIFAR = tasks(False, "data")
+HERE = provenance()
+JOB = Job(BACKPROP, 0.1, 1.0, 1)
 CONFIG = override(MODERN, {"train_limit": 128})
 
 
@@ -164,13 +167,13 @@ def test_what_is_left_is_counted_in_epochs() -> None:
 def test_curves_are_kept_and_read_again(tmp_path: Path) -> None:
     ledger, line = Ledger(tmp_path, QUICK), local_line(QUICK, 2, "copy")
     assert ledger.read(line) == Kept()
-    ledger.add(Job(line, 0.1, 0.3), curve_of(9.0, 8.0))
+    ledger.add(Job(line, 0.1, 0.3), curve_of(9.0, 8.0), HERE)
     for seed in (2, 1):
-        ledger.add(Job(line, 0.1, 0.3, seed), curve_of(7.5, 6.25))
+        ledger.add(Job(line, 0.1, 0.3, seed), curve_of(7.5, 6.25), HERE)
     kept = ledger.read(line)
     assert (kept.best().lr, kept.best().head_lr) == (0.1, 0.3) and [one.seed for one in kept.runs] == [1, 2]
-    ledger.add(Job(line, 0.1, 0.3, 2), curve_of(7.0, 6.0))
-    ledger.add(Job(line, 0.1, 0.3), curve_of(9.0, 7.0))
+    ledger.add(Job(line, 0.1, 0.3, 2), curve_of(7.0, 6.0), HERE)
+    ledger.add(Job(line, 0.1, 0.3), curve_of(9.0, 7.0), HERE)
     again = ledger.read(line)
     assert (len(again.tries), [one.error for one in again.runs]) == (1, [6.25, 6.0]), "the same training counts once"
     assert kept.runs[0].curve == curve_of(7.5, 6.25) and ledger.path(line).name == "2-segments-copy.json"
@@ -179,7 +182,7 @@ def test_curves_are_kept_and_read_again(tmp_path: Path) -> None:
 
 def test_curves_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     line = local_line(QUICK, 2, "copy")
-    Ledger(tmp_path, QUICK).add(Job(line, 0.1, 0.3), curve_of(9.0))
+    Ledger(tmp_path, QUICK).add(Job(line, 0.1, 0.3), curve_of(9.0), HERE)
     other = replace(QUICK, config=override(QUICK.config, {"batch_size": 16, "data_dir": "elsewhere"}), looks=3)
     told = f"was made with other settings {re.escape('(batch_size, looks)')}; remove it to make it anew$"
     with pytest.raises(DataError, match=told):
@@ -207,8 +210,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_speeds_and_emulated_devices_are_kept_and_read_again(tmp_path: Path) -> None:
     speeds = {"backprop, one process": Speed((0.5, 0.25), 400.0, None), "other": Speed((1.0,), 1.0, 2.5)}
     path, none = tmp_path / "kept.json", tmp_path / "none.json"
-    keep_speeds(path, QUICK, [BACKPROP, MICROBATCHED[-1]], speeds)
-    assert read_speeds(path, QUICK, lines(QUICK)) == (speeds, provenance())
+    keep_speeds(path, QUICK, [BACKPROP, MICROBATCHED[-1]], speeds, HERE)
+    assert read_speeds(path, QUICK, lines(QUICK)) == (speeds, HERE)
     assert read_speeds(none, QUICK, []) == ({}, None)
     with pytest.raises(DataError, match=r"made with other settings \(train_limit\)"):
         read_speeds(path, replace(QUICK, timed_steps=4), [])
@@ -216,7 +219,7 @@ def test_speeds_and_emulated_devices_are_kept_and_read_again(tmp_path: Path) -> 
         read_speeds(path, QUICK, [BACKPROP, replace(MICROBATCHED[-1], parts=4)])
     emulated = [Emulated(2, "block, copy", "block, copy", (0.5, 0.6))]
     line = local_line(QUICK, None, "copy")
-    keep_emulated(path, QUICK, [line], emulated)
+    keep_emulated(path, QUICK, [line], emulated, HERE)
     assert read_emulated(path, QUICK, [BACKPROP, line]) == emulated and read_emulated(none, QUICK, []) == []
     with pytest.raises(DataError, match=r"made with other settings \(block, copy\)"):
         read_emulated(path, QUICK, [replace(line, overrides=(*line.overrides, ("beta", 0.5)))])
@@ -235,15 +238,16 @@ def test_seconds_of_another_machine_are_measured_anew(tmp_path: Path, monkeypatc
     monkeypatch.setattr(time_to_accuracy, "all_lines", lambda task, read: few)
     monkeypatch.setattr(time_to_accuracy, "measure_all", measure)
     path, ledger = tmp_path / "speed.json", Ledger(tmp_path, QUICK)
-    keep_speeds(path, QUICK, few, speeds)
+    keep_speeds(path, QUICK, few, speeds, HERE)
     found = time_to_accuracy._measured(QUICK, ledger, tmp_path, True, None)
-    assert not measured and found.timed == provenance()
+    assert not measured and found.timed == HERE
     kept = json.loads(path.read_text())
     path.write_text(json.dumps(kept | {"machine": {"cpu": "another", "cores": 2, "devices": []}}))
     found = time_to_accuracy._measured(QUICK, ledger, tmp_path, True, "curves")
     assert not measured and found.timed is not None and found.timed.machine["cpu"] == "another", "told as it is"
-    assert time_to_accuracy._measured(QUICK, ledger, tmp_path, True, None).timed == provenance()
-    assert measured == [QUICK.name] and read_speeds(path, QUICK, few) == (speeds, provenance())
+    timed = time_to_accuracy._measured(QUICK, ledger, tmp_path, True, None).timed
+    assert timed is not None and timed.machine == HERE.machine
+    assert measured == [QUICK.name] and read_speeds(path, QUICK, few) == (speeds, timed)
 
 
 def test_joules_are_those_of_all_processors_or_none(tmp_path: Path) -> None:
@@ -395,6 +399,24 @@ def test_jobs_are_done_once_and_a_failure_is_raised(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(training, "all_lines", lambda task, read: [MICROBATCHED[-1]])
     with pytest.raises(CrewError, match="Expected more than 1 value per channel"):
         training.train_all(broken, Ledger(tmp_path / "other", broken), [0, 0], lambda job, curve, left: None)
+
+
+def test_a_training_is_kept_with_the_commit_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody commits while it trains."""
+    commits = iter(["before", "after"])
+    monkeypatch.setattr(training, "provenance", lambda: replace(HERE, commit=next(commits)))
+
+    def call(core: Core, *arguments: object) -> Curve:
+        next(commits)
+        return curve_of(9.0)
+
+    monkeypatch.setattr(Core, "call", call)
+    monkeypatch.setattr(training, "ready", lambda task, kept, busy: [] if busy or kept[BACKPROP].runs else [JOB])
+    ledger = Ledger(tmp_path, QUICK)
+    training.train_all(QUICK, ledger, [0], lambda job, curve, left: None)
+    assert json.loads(ledger.path(BACKPROP).read_text())["commit"] == "before"
 
 
 def test_a_file_that_cannot_be_read_ends_the_race(tmp_path: Path) -> None:
