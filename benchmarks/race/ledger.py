@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.harness.report import Provenance
 from benchmarks.race.curves import Curve
-from benchmarks.race.kept import keep, read, settings_of
+from benchmarks.race.kept import keep, origin_of, read, settings_of
 from benchmarks.race.lines import Line
 from benchmarks.race.tasks import Task
 
@@ -29,12 +29,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """A training that has ended."""
+    """A training that has ended; files that began before each had its `origin` leave it open."""
 
     lr: float
     head_lr: float
     seed: int | None
     curve: Curve
+    origin: Provenance | None = None
 
     @property
     def error(self) -> float:
@@ -82,11 +83,11 @@ class Ledger:
 
         Somebody else may have made and kept it meanwhile.
         """
-        kept, new = self.read(job.line), Trained(job.lr, job.head_lr, job.seed, curve)
+        kept, new = self.read(job.line), Trained(job.lr, job.head_lr, job.seed, curve, origin)
         others = [one for one in (*kept.tries, *kept.runs) if _which(one) != _which(new)]
         tries = [one for one in (*others, new) if one.seed is None]
         runs = sorted((one for one in (*others, new) if one.seed is not None), key=lambda one: one.seed or 0)
-        content = {"tries": [asdict(one) for one in tries], "runs": [asdict(one) for one in runs]}
+        content = {"tries": [_row(one) for one in tries], "runs": [_row(one) for one in runs]}
         keep(self.path(job.line), f"{self._task.name}: {job.line.name}", origin, self._settings(job.line), content)
 
     def _settings(self, line: Line) -> dict[str, Any]:
@@ -109,9 +110,17 @@ def _which(one: Trained) -> object:
     return (one.lr, one.head_lr) if one.seed is None else one.seed
 
 
+def _row(one: Trained) -> dict[str, Any]:
+    return {name: value for name, value in asdict(one).items() if name != "origin" or value is not None}
+
+
 def _trained(row: Mapping[str, Any]) -> Trained:
     curve = row["curve"]
     errors: Sequence[float] = curve["errors"]
     return Trained(
-        row["lr"], row["head_lr"], row["seed"], Curve(tuple(curve["steps"]), tuple(errors), curve["seconds"])
+        row["lr"],
+        row["head_lr"],
+        row["seed"],
+        Curve(tuple(curve["steps"]), tuple(errors), curve["seconds"]),
+        origin_of(row["origin"]) if "origin" in row else None,
     )

@@ -28,7 +28,8 @@ def train_all(task: Task, ledger: Ledger, cores: Sequence[int], told: Callable[[
         return {line: ledger.read(line) for line in all_lines(task, ledger.read)}
 
     def train(job: Job, core: Core) -> tuple[Provenance, Curve]:
-        return provenance(), core.call(train_curve, job.line, config_of(task, job), task.looks)
+        origin = provenance()
+        return origin, core.call(train_curve, job.line, config_of(task, job), task.looks)
 
     def done(job: Job, made: tuple[Provenance, Curve]) -> None:
         origin, curve = made

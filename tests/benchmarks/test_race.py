@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,7 @@ from pipeline.errors import DataError
 from pipeline.network.blocks import Dropout
 from pipeline.training import Options, run
 from tests.benchmarks.test_contenders import MODERN
+from tests.support.processes import ROOT
 from tests.support.races import QUICK, curve_of, run_of
 
 pytestmark = pytest.mark.timeout(900)
@@ -46,6 +47,7 @@ pytestmark = pytest.mark.timeout(900)
 ALONE = Member(0, 1, 1)
 FASHION, CIFAR = tasks(False, "data")
 HERE = provenance()
+MEASURED = ("speed", "emulated")
 JOB = Job(BACKPROP, 0.1, 1.0, 1)
 CONFIG = override(MODERN, {"train_limit": 128})
 
@@ -178,6 +180,43 @@ def test_curves_are_kept_and_read_again(tmp_path: Path) -> None:
     assert (len(again.tries), [one.error for one in again.runs]) == (1, [6.25, 6.0]), "the same training counts once"
     assert kept.runs[0].curve == curve_of(7.5, 6.25) and ledger.path(line).name == "2-segments-copy.json"
     assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_every_training_is_kept_with_where_it_was_made(tmp_path: Path) -> None:
+    """A file goes on growing on another machine, or after another commit."""
+    ledger, elsewhere = Ledger(tmp_path, QUICK), replace(HERE, machine={"cpu": "another"}, commit="another")
+    ledger.add(JOB, curve_of(9.0), elsewhere)
+    ledger.add(replace(JOB, seed=2), curve_of(8.0), HERE)
+    assert [one.origin for one in ledger.read(BACKPROP).runs] == [elsewhere, HERE]
+    file = json.loads(ledger.path(BACKPROP).read_text())
+    assert file["commit"] == HERE.commit, "the file's is that of the newest"
+
+
+def test_trainings_kept_without_their_origin_stay_as_they_are(tmp_path: Path) -> None:
+    """As all were before each had its own."""
+    ledger = Ledger(tmp_path, QUICK)
+    ledger.add(JOB, curve_of(9.0), HERE)
+    path = ledger.path(BACKPROP)
+    file = json.loads(path.read_text())
+    del file["runs"][0]["origin"]
+    path.write_text(json.dumps(file))
+    assert ledger.read(BACKPROP).runs == (Trained(0.1, 1.0, 1, curve_of(9.0)),)
+    ledger.add(replace(JOB, seed=2), curve_of(8.0), HERE)
+    again = json.loads(path.read_text())
+    assert again["runs"][0] == file["runs"][0] and again["runs"][1]["origin"] == asdict(HERE)
+    path.write_text(json.dumps(again | {"runs": [file["runs"][0] | {"origin": {"machine": {}}}]}))
+    with pytest.raises(DataError, match=r"backprop\.json cannot be read as curves of a race \('versions'\)"):
+        ledger.read(BACKPROP)
+
+
+def test_every_file_of_the_repositorys_race_is_read() -> None:
+    kept = ROOT / "benchmarks" / "results" / "time-to-accuracy"
+    for task in (FASHION, CIFAR):
+        ledger = Ledger(kept, task)
+        known = {ledger.path(line) for line in all_lines(task, ledger.read) if ledger.read(line) != Kept()}
+        assert {*(kept / task.name).glob("*.json")} == known | {kept / task.name / f"{n}.json" for n in MEASURED}
+        assert read_speeds(kept / task.name / "speed.json", task, all_lines(task, ledger.read))[0]
+        assert read_emulated(kept / task.name / "emulated.json", task, all_lines(task, ledger.read))
 
 
 def test_curves_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
