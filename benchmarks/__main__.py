@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness.crew import CrewError
-from benchmarks.harness.report import Result, provenance, publish
+from benchmarks.harness.folders import check_folder
+from benchmarks.harness.report import Provenance, Result, provenance, publish, show
 from benchmarks.harness.tables import tables
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError, first_line
 
 __all__ = ["EXPERIMENTS", "main"]
 
@@ -54,7 +55,7 @@ _QUICK = Path("runs") / "benchmarks"  # not kept: a quick run must not replace a
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 an experiment ended early, 2 no such experiment."""
+    """Run the command line; 0 done, 1 an experiment ended early, 2 a mistake found before anything was measured."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == [_PAPER]:
         from benchmarks.paper.command import main as paper
@@ -69,41 +70,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, table in tables(options.output or _RESULTS, tuple(EXPERIMENTS)).items():
             print(f"<!-- {name} -->\n{table}\n<!-- end {name} -->\n")
         return 0
-    if options.name not in EXPERIMENTS:
-        known = ", ".join(EXPERIMENTS)
-        print(
-            f"error: there is no experiment {options.name!r}; choose list, tables or one of {known}", file=sys.stderr
-        )
-        return 2
-    run: Callable[..., Result] = importlib.import_module(_module(options.name)).run
-    given: dict[str, object] = {"data_dir": options.data_dir} if options.name in _WITH_DATA else {}
-    command = f"python -m benchmarks {options.name}" + (" --quick" if options.quick else "")
-    mistake = _mistake(options)
-    if mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return 2
-    if options.part is not None:
-        given["part"] = options.part
-        command += f" --part {options.part}"
-    if options.processes is not None:
-        given["count"] = options.processes
-        command += f" --processes {options.processes}"
-    folder = options.output or (_QUICK if options.quick else _RESULTS)
-    if options.name in _GROWING:
-        given["folder"] = folder
-    origin = provenance()
     try:
         with _interruptible():
-            result = run(options.quick, **given)
-    except (CrewError, PipelineError) as error:
-        print(f"error: {options.name} ended early: {error}", file=sys.stderr)
-        return 1
+            return _experiment(options)
     except KeyboardInterrupt:
         kept = "; the same command goes on from what is kept" if options.name in _GROWING else ""
-        print(f"error: {options.name} was stopped{kept}", file=sys.stderr)
-        return 1
-    print(publish(options.name, command, result, folder, origin))
+        return _failed(f"{options.name} was stopped{kept}", 1)
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    """Run one experiment and publish what it found."""
+    name: str = options.name
+    folder: Path = options.output or (_QUICK if options.quick else _RESULTS)
+    try:
+        _check(options)
+        check_folder("--output", folder)
+    except PipelineError as error:
+        return _failed(str(error), 2)
+    run: Callable[..., Result] = importlib.import_module(_module(name)).run
+    origin = provenance()
+    try:
+        result = run(options.quick, **_given(options, folder))
+    except (CrewError, PipelineError, OSError) as error:  # the last where what grows cannot be kept
+        return _failed(f"{name} ended early: {error}", 1)
+    try:
+        show(name, result)
+    finally:  # neither a full disk nor a closed terminal takes the figures along
+        status = _publish(options, result, folder, origin)
+    return status
+
+
+def _publish(options: argparse.Namespace, result: Result, folder: Path, origin: Provenance) -> int:
+    try:
+        path = publish(options.name, _command(options), result, folder, origin)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        return _failed(f"{options.name} cannot be written to {folder} ({reason}); what it found stands above", 1)
+    print(path)
     return 0
+
+
+def _failed(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def _command(options: argparse.Namespace) -> str:
+    """As it is kept: without folders of this machine."""
+    words = ["python -m benchmarks", options.name, *(["--quick"] if options.quick else [])]
+    for flag in ("part", "processes"):
+        if getattr(options, flag) is not None:
+            words += [f"--{flag}", str(getattr(options, flag))]
+    return " ".join(words)
+
+
+def _given(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """What the experiment is called with, beside `quick`."""
+    given: dict[str, object] = {}
+    if options.name in _WITH_DATA:
+        given["data_dir"] = options.data_dir
+    if options.name in _GROWING:
+        given["folder"] = folder
+    if options.part is not None:
+        given["part"] = options.part
+    if options.processes is not None:
+        given["count"] = options.processes
+    return given
 
 
 @contextmanager
@@ -116,22 +148,27 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _mistake(options: argparse.Namespace) -> str | None:
-    """What is wrong with the options of one experiment; None if nothing is."""
+def _check(options: argparse.Namespace) -> None:
+    """Raise ConfigError where the options do not go with an experiment, or there is no such experiment."""
+    if options.name not in EXPERIMENTS:
+        known = ", ".join(EXPERIMENTS)
+        raise ConfigError(f"there is no experiment {options.name!r}; choose list, tables or one of {known}")
     for option, only in (("processes", ("throughput",)), ("part", _IN_PARTS)):
         if getattr(options, option) is not None and options.name not in only:
-            return f"--{option} is for {' and '.join(only)}, not for {options.name}"
+            raise ConfigError(f"--{option} is for {' and '.join(only)}, not for {options.name}")
     if options.part is not None:
         parts: Sequence[str] = importlib.import_module(_module(options.name)).PARTS
         if options.part not in parts:
-            return f"--part is {options.part!r}; choose one of {', '.join(parts)}"
-    if options.processes is None:
-        return None
+            raise ConfigError(f"--part is {options.part!r}; choose one of {', '.join(parts)}")
+    if options.processes is not None:
+        _check_processes(options.processes)
+
+
+def _check_processes(count: int) -> None:
     from benchmarks.experiments.throughput import MOST_PROCESSES
 
-    if 2 <= options.processes <= MOST_PROCESSES:
-        return None
-    return f"--processes is {options.processes}; give a whole number from 2 to {MOST_PROCESSES}"
+    if not 2 <= count <= MOST_PROCESSES:
+        raise ConfigError(f"--processes is {count}; give a whole number from 2 to {MOST_PROCESSES}")
 
 
 def _module(name: str) -> str:

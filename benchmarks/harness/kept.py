@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pipeline.errors import DataError, first_line
 from pipeline.text import brief, json_text
 
-__all__ = ["read_whole", "write_whole"]
+__all__ = ["read_whole", "write_text", "write_whole"]
 
 T = TypeVar("T")
 
@@ -22,9 +22,17 @@ def write_whole(path: Path, report: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json_text(report, indent=1)
     text = re.sub(r'\[\n([^\[\]{}"]*)\]', lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in place of what is there, whole or not at all."""
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_whole(path: Path, what: str, parse: Callable[[Mapping[str, Any]], T]) -> T:

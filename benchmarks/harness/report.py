@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness.figures import Figure
+from benchmarks.harness.kept import write_text
 from benchmarks.harness.pictures import Bars, Picture, draw
 from pipeline.text import json_text
 
-__all__ = ["Provenance", "Result", "Row", "Target", "at_least", "at_most", "bars", "provenance", "publish"]
+__all__ = ["Provenance", "Result", "Row", "Target", "at_least", "at_most", "bars", "provenance", "publish", "show"]
 
 SCHEMA = 1
 _PACKAGES = ("torch", "torchvision", "numpy")
@@ -74,9 +75,9 @@ def bars(figure: str, rows: Sequence[Row]) -> Bars:
 
 
 def publish(name: str, command: str, result: Result, folder: Path, origin: Provenance) -> Path:
-    """Print the result, write `name`.json and `name`.png into `folder`, and return the path of the JSON file.
+    """Write `name`.json and `name`.png into `folder`, and return the path of the JSON file.
 
-    `origin` is where and with what it was measured, as it was when that began.
+    `origin` is where and with what it was measured, as it was when that began. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report = {
@@ -88,9 +89,8 @@ def publish(name: str, command: str, result: Result, folder: Path, origin: Prove
         "targets": [asdict(target) for target in result.targets],
     }
     path = folder / f"{name}.json"
-    path.write_text(json_text(report, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json_text(report, indent=2) + "\n")
     draw(name, result.picture, folder / f"{name}.png")
-    _print(name, result)
     return path
 
 
@@ -147,7 +147,8 @@ def _said(command: Sequence[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
 
 
-def _print(name: str, result: Result) -> None:
+def show(name: str, result: Result) -> None:
+    """Print the result: its tables, and what was hoped for."""
     console = Console()
     for figures, rows in _alike(result.rows).items():
         for first in range(0, len(figures), _COLUMNS):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from benchmarks.harness.folders import check_folder
 from benchmarks.harness.report import provenance
 from benchmarks.paper.curves import draw_tables
 from benchmarks.paper.page import page
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
         flags_of_all = ["--data-dir", options.data_dir, *flags]
         todo = plans(select(_patterns(options.rows)), options.seeds, options.epoch_scale, flags_of_all)
         _check_processes(options.processes, todo)
-        _check_folders(options.runs, options.results)
+        check_folder("--runs", options.runs)
+        check_folder("--results", options.results, render)  # what it holds can be read, too
     except PipelineError as error:
         _tell(f"error: {error}")
         return 2
@@ -125,23 +126,6 @@ def _check_processes(count: int, todo: Sequence[Plan]) -> None:
             plan.config.check_world(count)
         except ConfigError as error:
             raise ConfigError(f"{plan.row}: {error}") from error
-
-
-def _check_folders(runs: Path, results: Path) -> None:
-    """Before hours of training: whether they can be written, and what they hold can be read."""
-    for flag, folder, write in (("--runs", runs, _try_writing), ("--results", results, render)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write(folder)
-        except OSError as error:
-            raise ConfigError(
-                f"{flag} {folder} cannot be written ({error.strerror}); choose another folder"
-            ) from error
-
-
-def _try_writing(folder: Path) -> None:
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def _run_all(todo: Sequence[Plan], options: argparse.Namespace, command: str) -> int:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks.__main__ import EXPERIMENTS, main
 from benchmarks.contenders import handover
 from benchmarks.experiments import memory, queue, scaling, schedule, throughput
 from benchmarks.harness import report
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Curves, draw
-from benchmarks.harness.report import Provenance, Result, Row, at_least, at_most, bars, publish
+from benchmarks.harness.report import Provenance, Result, Row, at_least, at_most, bars, publish, show
 from benchmarks.harness.tables import between_marks, tables
 
 ORIGIN = Provenance({"cores": 2}, {"torch": "3"}, "abc")
@@ -204,6 +205,7 @@ def test_report_holds_the_promised_keys_and_not_the_name_of_the_host(
     assert set(found["machine"]) == {"cpu", "cores", "devices"} and found["versions"]["torch"]
     assert platform.node() not in text
     assert path.with_suffix(".png").stat().st_size > 1000
+    show("trial", result)
     assert "MISSED: time: wanted at most 1.5, measured 2" in capsys.readouterr().out
 
 
@@ -218,10 +220,67 @@ def test_the_commit_is_that_at_the_start(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(report, "_commit", lambda: next(commits))
 
     def run(quick: bool) -> Result:
-        report.provenance()
-        rows = [Row("one", {}, {"seconds": summarize([1.0])})]
-        return Result(rows, [], bars("seconds", rows))
+        next(commits)
+        return made_up(quick)
 
     monkeypatch.setattr(schedule, "run", run)
     assert main(["schedule", "--output", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "schedule.json").read_text())["commit"] == "before"
+
+
+def made_up(quick: bool, **given: object) -> Result:
+    rows = [Row("one", {}, {"seconds": summarize([1.0])})]
+    return Result(rows, [], bars("seconds", rows))
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"), [("file", "File exists"), ("file/sub", "Not a directory"), ("/proc/no", "No such file")]
+)
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
+    place: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    monkeypatch.setattr(schedule, "run", lambda quick: pytest.fail("it was measured"))
+    assert main(["schedule", "--quick", "--output", str(folder)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: --output {folder} cannot be written ({reason}")
+    assert line.endswith("; choose another folder")
+
+
+def test_what_cannot_be_kept_on_the_way_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(quick: bool) -> Result:
+        raise OSError(28, "No space left on device", "kept.json")
+
+    monkeypatch.setattr(schedule, "run", full)
+    assert main(["schedule", "--output", str(tmp_path)]) == 1
+    told = "error: schedule ended early: [Errno 28] No space left on device: 'kept.json'\n"
+    assert capfd.readouterr().err == told
+
+
+def test_what_cannot_be_written_has_been_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full by then, say."""
+    monkeypatch.setattr(schedule, "run", made_up)
+    (tmp_path / "schedule.json" / "in the way").mkdir(parents=True)
+    assert main(["schedule", "--output", str(tmp_path)]) == 1
+    said = capfd.readouterr()
+    assert "seconds" in said.out and "1 (1 to 1, n=1)" in said.out
+    told = f"error: schedule cannot be written to {tmp_path} (Is a directory); what it found stands above\n"
+    assert said.err == told and [path.name for path in tmp_path.iterdir()] == ["schedule.json"], "nothing half written"
+
+
+def test_a_closed_terminal_does_not_keep_results_from_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(name: str, result: Result) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(schedule, "run", made_up)
+    monkeypatch.setattr(command, "show", closed)
+    with pytest.raises(BrokenPipeError):
+        main(["schedule", "--output", str(tmp_path)])
+    assert (tmp_path / "schedule.json").exists() and (tmp_path / "schedule.png").exists()
