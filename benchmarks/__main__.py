@@ -7,6 +7,8 @@ python -m benchmarks throughput --processes K
 python -m benchmarks time-to-accuracy [--part PART]     hours; goes on where it was stopped
 python -m benchmarks gpu [--part PART]      on a machine with a GPU
 python -m benchmarks paper --rows PATTERN [--seeds N] [--epoch-scale F]     the paper's experiments; see its --help
+
+Results go to benchmarks/results; without --output those of --quick, --processes and gpu --part go to runs/benchmarks.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ _GROWING = {"time-to-accuracy"}
 _IN_PARTS = ("time-to-accuracy", "gpu")
 
 _RESULTS = Path(__file__).resolve().parent / "results"  # kept in git
-_QUICK = Path("runs") / "benchmarks"  # not kept: a quick run must not replace a real one
+_ASIDE = Path("runs") / "benchmarks"  # not kept: a quick run, or a part, must not replace a whole one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _experiment(options: argparse.Namespace) -> int:
     """Run one experiment and publish what it found."""
     name: str = options.name
-    folder: Path = options.output or (_QUICK if options.quick else _RESULTS)
+    folder: Path = options.output or (_ASIDE if options.quick or _is_partial(options) else _RESULTS)
     try:
         _check(options)
         check_folder("--output", folder)
@@ -98,6 +100,11 @@ def _experiment(options: argparse.Namespace) -> int:
     finally:  # neither a full disk nor a closed terminal takes the figures along
         status = _publish(options, result, folder, origin)
     return status
+
+
+def _is_partial(options: argparse.Namespace) -> bool:
+    """Whether less than the whole is published; what grows is told in whole, whatever is done of it."""
+    return options.processes is not None or (options.part is not None and options.name not in _GROWING)
 
 
 def _publish(options: argparse.Namespace, result: Result, folder: Path, origin: Provenance) -> int:
@@ -182,7 +189,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="root in torchvision's layout (./data)")
     parser.add_argument("--processes", type=int, metavar="K", help="of throughput's pipelines (2; one a GPU)")
     parser.add_argument("--part", metavar="PART", help="one alone, of gpu (such as steps) or time-to-accuracy")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for NAME.json and NAME.png")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"folder for NAME.json and NAME.png (benchmarks/results; {_ASIDE} for --quick or a part)",
+    )
     return parser.parse_args(arguments)
 
 

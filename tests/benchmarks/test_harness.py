@@ -6,13 +6,14 @@ import json
 import platform
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from benchmarks import __main__ as command
 from benchmarks.__main__ import EXPERIMENTS, main
 from benchmarks.contenders import handover
-from benchmarks.experiments import memory, queue, scaling, schedule, throughput
+from benchmarks.experiments import gpu, memory, queue, scaling, schedule, throughput, time_to_accuracy
 from benchmarks.harness import report
 from benchmarks.harness.figures import ratio, summarize
 from benchmarks.harness.pictures import Curves, draw
@@ -246,6 +247,26 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: --output {folder} cannot be written ({reason}")
     assert line.endswith("; choose another folder")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "folder"),
+    [
+        (throughput, ["throughput", "--processes", "2"], "runs/benchmarks"),
+        (gpu, ["gpu", "--part", "steps"], "runs/benchmarks"),
+        (gpu, ["gpu", "--part", "steps", "--output", "mine"], "mine"),
+        (gpu, ["gpu"], "whole"),
+        (time_to_accuracy, ["time-to-accuracy", "--part", "emulated"], "whole"),  # which tells of all parts
+    ],
+)
+def test_a_part_does_not_replace_the_whole(
+    module: ModuleType, arguments: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_RESULTS", tmp_path / "whole")
+    monkeypatch.setattr(module, "run", made_up)
+    assert main(arguments) == 0
+    assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / folder]
 
 
 def test_what_cannot_be_kept_on_the_way_is_one_line(
