@@ -69,15 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:17} {description}")
         return 0
     if options.name == "tables":
-        for name, table in tables(options.output or _RESULTS, tuple(EXPERIMENTS)).items():
-            print(f"<!-- {name} -->\n{table}\n<!-- end {name} -->\n")
-        return 0
+        return _tables(options.output or _RESULTS)
     try:
         with _interruptible():
             return _experiment(options)
     except KeyboardInterrupt:
         kept = "; the same command goes on from what is kept" if options.name in _GROWING else ""
         return _failed(f"{options.name} was stopped{kept}", 1)
+
+
+def _tables(folder: Path) -> int:
+    try:
+        found = tables(folder, tuple(EXPERIMENTS))
+    except PipelineError as error:
+        return _failed(str(error), 2)
+    for name, table in found.items():
+        print(f"<!-- {name} -->\n{table}\n<!-- end {name} -->\n")
+    return 0
 
 
 def _experiment(options: argparse.Namespace) -> int:

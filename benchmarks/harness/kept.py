@@ -39,5 +39,5 @@ def read_whole(path: Path, what: str, parse: Callable[[Mapping[str, Any]], T]) -
     """What `parse` makes of a file. Raises DataError that names it where it does not hold `what`."""
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as {what} ({brief(first_line(error))}); mend or remove it") from error

@@ -6,13 +6,16 @@ benchmarks/README.md.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness.kept import read_whole
+from pipeline.errors import DataError
 
 __all__ = ["between_marks", "number", "tables"]
 
@@ -101,12 +104,21 @@ _RACE_FIGURES = ("test_error_percent", "minus_backprop", "steps_to_80", "step_se
 
 
 def tables(folder: Path, experiments: Sequence[str]) -> dict[str, str]:
-    """All by the name of their marks: `summary`, `race`, `targets`, and one for each experiment that is shown."""
-    found = {name: _read(folder, name) for name in experiments if (folder / f"{name}.json").exists()}
-    shown = {name: _rows(found[name], columns) for name, columns in _SHOWN.items() if name in found}
-    summary = {"summary": _summary(found["throughput"])} if "throughput" in found else {}
-    race = {"race": _race(found["time-to-accuracy"])} if "time-to-accuracy" in found else {}
-    return {**summary, **race, "targets": _targets(found), **shown}
+    """All by the name of their marks: `summary`, `race`, `targets`, and one for each experiment that is shown.
+
+    Raises DataError where a file is damaged, or there is none.
+    """
+    paths = {name: folder / f"{name}.json" for name in experiments}
+    found = [
+        read_whole(path, "results of an experiment", partial(_told, name))
+        for name, path in paths.items()
+        if path.exists()
+    ]
+    if not found:
+        raise DataError(f"{folder} holds no results of an experiment; give a folder that does with --output")
+    picked = {mark: text for one in found for mark, text in one.picked.items()}
+    targets = "\n".join([*_head(["target", "wanted", "measured", "met", "experiment"]), *_in_order(found)])
+    return {**picked, "targets": targets, **{mark: text for one in found for mark, text in one.shown.items()}}
 
 
 def between_marks(text: str, name: str) -> str:
@@ -122,9 +134,20 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    return report
+@dataclass(frozen=True)
+class _Told:
+    """What one experiment tells: rows picked for README.md, all rows, and a line of each target, by its name."""
+
+    picked: Mapping[str, str]
+    shown: Mapping[str, str]
+    targets: Sequence[tuple[str, str]]
+
+
+def _told(name: str, report: Mapping[str, Any]) -> _Told:
+    pick = _PICKED.get(name)
+    picked = {} if pick is None else {pick[0]: pick[1](report)}
+    shown = {name: _rows(report, _SHOWN[name])} if name in _SHOWN else {}
+    return _Told(picked, shown, [(target["name"], _target(target, name)) for target in report["targets"]])
 
 
 def _summary(speed: Mapping[str, Any]) -> str:
@@ -146,6 +169,13 @@ def _race(accuracy: Mapping[str, Any]) -> str:
         cells = [_figure(known[label], figure) for figure in _RACE_FIGURES]
         lines.append(f"| {label}{remark} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+_PICKED: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "throughput": ("summary", _summary),
+    "time-to-accuracy": ("race", _race),
+}
+"""By experiment, the mark and the table of a few of its rows."""
 
 
 def _best(
@@ -183,13 +213,15 @@ def _head(headings: Sequence[str]) -> list[str]:
     return [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |"]
 
 
-def _targets(found: Mapping[str, dict[str, Any]]) -> str:
-    lines = _head(["target", "wanted", "measured", "met", "experiment"])
-    targets = [(target, name) for name, report in found.items() for target in report["targets"]]
-    for target, name in sorted(targets, key=lambda pair: _order(pair[0]["name"])):
-        verdict = "yes" if target["met"] else "**no**"
-        lines.append(f"| {target['name']} | {target['wanted']} | {number(target['measured'])} | {verdict} | {name} |")
-    return "\n".join(lines)
+def _target(target: Mapping[str, Any], name: str) -> str:
+    verdict = "yes" if target["met"] else "**no**"
+    return f"| {target['name']} | {target['wanted']} | {number(target['measured'])} | {verdict} | {name} |"
+
+
+def _in_order(found: Sequence[_Told]) -> list[str]:
+    """Lines of the targets of all experiments."""
+    targets = [target for one in found for target in one.targets]
+    return [line for _, line in sorted(targets, key=lambda target: _order(target[0]))]
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -49,7 +49,12 @@ def main(arguments: Sequence[str]) -> int:
         if options.render:
             if options.rows or flags:
                 raise ConfigError("--render trains nothing; drop --rows and the flags after --")
-            print(render(options.results))
+            if not read(options.results):
+                raise ConfigError(
+                    f"--results {options.results} holds no results; give a folder that trainings have been kept in"
+                )
+            check_folder("--results", options.results, render)
+            print(options.results / PAGE)
             return 0
         flags_of_all = ["--data-dir", options.data_dir, *flags]
         todo = plans(select(_patterns(options.rows)), options.seeds, options.epoch_scale, flags_of_all)

@@ -99,6 +99,37 @@ def test_tables_quote_the_kept_results(tmp_path: Path, capsys: pytest.CaptureFix
     assert between_marks(printed, "throughput").splitlines()[2:] == ["| one | 1,759 (1,700 to 1,800) |"]
 
 
+DAMAGED = (
+    "{",
+    "[]",
+    "{}",
+    '{"rows": [], "targets": []}',  # no row to quote
+    '{"rows": [{"label": "pred, pipeline"}], "targets": []}',
+    '{"rows": [{"label": "one", "model": "vgg8b", "samples_per_second": {}}], "targets": []}',
+    '{"rows": [{"label": "one", "model": "vgg8b"}], "targets": [{"name": "1. first"}]}',
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_results_are_named_in_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "throughput.json").write_text(text)
+    assert main(["tables", "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    told = (
+        rf"error: {tmp_path}/throughput\.json cannot be read as results of an experiment \(.*\); mend or remove it\n"
+    )
+    assert re.fullmatch(told, said.err) and said.out == ""
+
+
+@pytest.mark.parametrize("place", ["", "none", "file"])
+def test_a_folder_without_results_is_told(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    assert main(["tables", "--output", str(folder)]) == 2
+    told = f"error: {folder} holds no results of an experiment; give a folder that does with --output\n"
+    assert capsys.readouterr() == ("", told)
+
+
 def test_the_summary_picks_the_fastest_schedule(tmp_path: Path) -> None:
     rates = {"backprop, one process": 10.0, "backprop, 1F1B": 7.0, "backprop, GPipe": 8.0, "pred, pipeline": 14.0}
     speed = [

@@ -356,6 +356,23 @@ class TestPage:
         assert render(tmp_path).read_text() == (results / "README.md").read_text()
         assert {p.name for p in tmp_path.glob("*.png")} <= {p.name for p in results.glob("*.png")}
 
+    @pytest.mark.parametrize("place", ["", "none", "file"])
+    def test_a_page_of_nothing_is_not_made(
+        self, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        folder = tmp_path / place
+        assert main(["--render", "--results", str(folder)]) == 2
+        told = f"error: --results {folder} holds no results; give a folder that trainings have been kept in\n"
+        assert capsys.readouterr().err == told and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_a_page_that_cannot_be_written_is_told(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        add(tmp_path, f"{MLP}/glob", Setting(20, 200, {}), a_run())
+        (tmp_path / "README.md").mkdir()
+        assert main(["--render", "--results", str(tmp_path)]) == 2
+        told = f"error: --results {tmp_path} cannot be written (Is a directory); choose another folder\n"
+        assert capsys.readouterr().err == told
+
     def test_mistakes_are_told_in_a_line(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         for arguments, told in (
             ([], "no rows are given; name some with --rows, such as table4/cifar10/mlp, or all with '*'"),
