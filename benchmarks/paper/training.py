@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class _Seen:
         self._first: tuple[int, float] | None = None  # epochs, and when
 
     def progress(self) -> Progress:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, LookupError, TypeError):  # what is damaged is told when it is harvested
             if self._path.stat().st_size != self._size:
                 self._size = self._path.stat().st_size
                 self._told = self._read()
@@ -182,15 +182,26 @@ def harvest(plan: Plan, folder: Path, command: str, origin: Provenance) -> Run |
     if not (folder / "summary.json").exists():
         return None
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        records = _records(folder / "metrics.jsonl")
-        config = read_toml(folder / "config.toml")
-    except (OSError, ValueError) as error:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found = _other(plan, folder, summary)
+        run = None if found else _run(plan, folder, summary, command, origin)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise TrainingFailed(f"{folder} is damaged ({brief(first_line(error))}); remove it") from error
+    if found:
+        raise TrainingFailed(f"{folder} holds another run ({brief(str(found))}); remove it")
+    return run
+
+
+def _other(plan: Plan, folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run folder holds that is not as planned."""
+    config = read_toml(folder / "config.toml")
     found = {**changes(plan.config, config), "epochs": summary["epochs"], "seed": config.train.seed}
     wanted = {"epochs": plan.epochs, "seed": plan.seed}
-    if found := {name: value for name, value in found.items() if wanted.get(name) != value and name not in RESOLVED}:
-        raise TrainingFailed(f"{folder} holds another run ({brief(str(found))}); remove it")
+    return {name: value for name, value in found.items() if wanted.get(name) != value and name not in RESOLVED}
+
+
+def _run(plan: Plan, folder: Path, summary: Mapping[str, Any], command: str, origin: Provenance) -> Run:
+    records = _records(folder / "metrics.jsonl")
     return Run(
         seed=plan.seed,
         **{name: summary[name] for name in _SUMMED},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from benchmarks.harness.figures import Difference
+from benchmarks.harness.report import Provenance
 from benchmarks.paper.behind import all_behind
 from benchmarks.paper.command import main, render
 from benchmarks.paper.course import courses
@@ -23,14 +25,17 @@ from benchmarks.paper.page import page
 from benchmarks.paper.results import Run, Setting, add, read, setting_of
 from benchmarks.paper.rows import Plan, changes, plans, select, shortened
 from benchmarks.paper.telling import Teller, duration
-from benchmarks.paper.training import Progress
+from benchmarks.paper.training import _SUMMED as SUMMED
+from benchmarks.paper.training import Progress, TrainingFailed, _Seen, harvest
 from benchmarks.paper.work import Clock, work
 from pipeline.config.measured import read_measured
 from pipeline.config.paper import experiments, first_of
 from pipeline.config.recipes import list_recipes
+from pipeline.config.toml import to_toml
 from pipeline.errors import ConfigError, DataError
 from tests.support.processes import ROOT
 
+ORIGIN = Provenance({"cores": 2}, {"torch": "3"}, "abc")
 MLP = "paper/fashion_mnist/mlp"
 
 
@@ -236,6 +241,54 @@ class TestResults:
         (tmp_path / "odd.json").write_text("{")
         assert read_measured(tmp_path) == {row: "4.50 %"}, "what is no result is left out"
         assert read_measured(tmp_path / "missing") == {}
+
+
+class TestHarvest:
+    """What a run folder tells, and how it is told where it does not."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        plan = a_plan()
+        summary = dict.fromkeys(SUMMED, 1.0) | {"epochs": plan.epochs, "stage": [{"threads": 1, "device": "cpu"}]}
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        record = {"train_error_percent": 3.0, "test_error_percent": None, "seconds": 1.0}
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        (tmp_path / "config.toml").write_text(to_toml(plan.config))
+        return tmp_path
+
+    def test_a_training_that_has_ended_is_told(self, folder: Path) -> None:
+        run = harvest(a_plan(), folder, "command", ORIGIN)
+        assert run is not None and (run.test_error_percent, run.device, run.commit) == (1.0, "cpu", "abc")
+        (folder / "summary.json").unlink()
+        assert harvest(a_plan(), folder, "command", ORIGIN) is None
+
+    @pytest.mark.parametrize("missing", [*SUMMED, "epochs", "stage"])
+    def test_a_summary_that_lacks_something_is_damaged(self, missing: str, folder: Path) -> None:
+        summary = json.loads((folder / "summary.json").read_text())
+        del summary[missing]
+        (folder / "summary.json").write_text(json.dumps(summary))
+        with pytest.raises(TrainingFailed, match=re.escape(f"{folder} is damaged ('{missing}'); remove it")):
+            harvest(a_plan(), folder, "command", ORIGIN)
+
+    @pytest.mark.parametrize("stage", [[], [{}], [3], None])
+    def test_a_summary_with_odd_stages_is_damaged(self, stage: object, folder: Path) -> None:
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | {"stage": stage}))
+        with pytest.raises(TrainingFailed, match="is damaged"):
+            harvest(a_plan(), folder, "command", ORIGIN)
+
+    @pytest.mark.parametrize("text", ["[]", "3", "{"])
+    def test_a_summary_that_is_none_is_damaged(self, text: str, folder: Path) -> None:
+        (folder / "summary.json").write_text(text)
+        with pytest.raises(TrainingFailed, match="is damaged"):
+            harvest(a_plan(), folder, "command", ORIGIN)
+
+    @pytest.mark.parametrize("line", ['{"seconds": 1.0}', "3"])
+    def test_metrics_that_lack_something_are_damaged_and_can_be_watched(self, line: str, folder: Path) -> None:
+        (folder / "metrics.jsonl").write_text(line + "\n")
+        assert _Seen(folder / "metrics.jsonl").progress() == Progress(0)
+        with pytest.raises(TrainingFailed, match="is damaged"):
+            harvest(a_plan(), folder, "command", ORIGIN)
 
 
 def kept_of(table: str, errors: dict[str, float], setting: Setting = Setting(400, 400, {})) -> Any:  # noqa: B008
