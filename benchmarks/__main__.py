@@ -2,7 +2,7 @@
 
 python -m benchmarks list
 python -m benchmarks tables                 what README.md and benchmarks/README.md quote of the kept results
-python -m benchmarks NAME [--quick] [--data-dir DIR] [--output DIR]
+python -m benchmarks NAME [--quick] [--data-dir DIR] [--download] [--output DIR]
 python -m benchmarks throughput --processes K
 python -m benchmarks time-to-accuracy [--part PART]     hours; goes on where it was stopped
 python -m benchmarks gpu [--part PART]      on a machine with a GPU
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness.crew import CrewError
+from benchmarks.harness.data import look_for_images
 from benchmarks.harness.folders import check_folder
 from benchmarks.harness.report import Provenance, Result, provenance, publish, show
 from benchmarks.harness.tables import tables
@@ -44,8 +45,8 @@ EXPERIMENTS = {
 
 _PAPER = "paper"  # has flags, results and a page of its own
 
-_WITH_DATA = {"time-to-accuracy", "heads"}
-"""Those that read real data; their quick form does without."""
+_WITH_DATA = ("time-to-accuracy", "heads")
+"""Those that read real images; their quick form does without, and so do emulated devices."""
 
 _GROWING = {"time-to-accuracy"}
 """Those that keep what they have done so far beside their results."""
@@ -95,6 +96,8 @@ def _experiment(options: argparse.Namespace) -> int:
     try:
         _check(options)
         check_folder("--output", folder)
+        if options.download or _reads_images(options):
+            look_for_images(options.data_dir, download=bool(options.download))
     except PipelineError as error:
         return _failed(str(error), 2)
     run: Callable[..., Result] = importlib.import_module(_module(name)).run
@@ -108,6 +111,10 @@ def _experiment(options: argparse.Namespace) -> int:
     finally:  # neither a full disk nor a closed terminal takes the figures along
         status = _publish(options, result, folder, origin)
     return status
+
+
+def _reads_images(options: argparse.Namespace) -> bool:
+    return options.name in _WITH_DATA and not options.quick and options.part != "emulated"
 
 
 def _is_partial(options: argparse.Namespace) -> bool:
@@ -168,7 +175,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.name not in EXPERIMENTS:
         known = ", ".join(EXPERIMENTS)
         raise ConfigError(f"there is no experiment {options.name!r}; choose list, tables or one of {known}")
-    for option, only in (("processes", ("throughput",)), ("part", _IN_PARTS)):
+    for option, only in (("processes", ("throughput",)), ("part", _IN_PARTS), ("download", _WITH_DATA)):
         if getattr(options, option) is not None and options.name not in only:
             raise ConfigError(f"--{option} is for {' and '.join(only)}, not for {options.name}")
     if options.part is not None:
@@ -195,6 +202,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("name", metavar="NAME", help=f"list, tables, or one of {', '.join([*EXPERIMENTS, _PAPER])}")
     parser.add_argument("--quick", action="store_true", help="a rough figure within minutes")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="root in torchvision's layout (./data)")
+    parser.add_argument("--download", action="store_true", default=None, help="fetch CIFAR-10 and Fashion-MNIST first")
     parser.add_argument("--processes", type=int, metavar="K", help="of throughput's pipelines (2; one a GPU)")
     parser.add_argument("--part", metavar="PART", help="one alone, of gpu (such as steps) or time-to-accuracy")
     parser.add_argument(
