@@ -88,6 +88,7 @@ class Crew:
         self._environment = environment or {}
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._pipes: list[Connection] = []
+        self._aborted = False
 
     def __enter__(self) -> Self:
         from torch._C._distributed_c10d import TCPStore
@@ -108,6 +109,8 @@ class Crew:
                 theirs.close()
                 self._processes.append(process)
                 self._pipes.append(mine)
+            if self._aborted:  # while they were started
+                self.abort()
             self._gather(_START_LIMIT_S, "start")
         except BaseException:
             self._end()
@@ -138,7 +141,8 @@ class Crew:
         return self._gather(self._limit_s, function.__name__)
 
     def abort(self) -> None:
-        """Kill every process, from any thread; a call that waits for one fails."""
+        """Kill every process, from any thread and at any time; whoever waits for one fails."""
+        self._aborted = True
         for process in self._processes:
             process.kill()
 

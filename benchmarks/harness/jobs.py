@@ -18,6 +18,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _WAIT_S = 60.0
+_POLL_S = 0.5
 
 
 class _Crews:
@@ -56,7 +57,8 @@ class Core:
 
     def call(self, function: Callable[Concatenate[Member, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a function returns in a process of its own on this core. Raises what `Crew.call` raises."""
-        with Crew(1, available=[self._number], limit_s=self._limit_s) as crew, self._crews.holding(crew):
+        crew = Crew(1, available=[self._number], limit_s=self._limit_s)
+        with self._crews.holding(crew), crew:
             return crew.call(function, *args, **kwargs)[0]
 
 
@@ -132,7 +134,9 @@ def work_off(
     work, crews = _Work(ready, do, done), _Crews()
     with ThreadPoolExecutor(len(cores)) as pool:
         try:
-            wait([pool.submit(work.run, Core(core, limit_s, crews)) for core in cores])
+            at_work = {pool.submit(work.run, Core(core, limit_s, crews)) for core in cores}
+            while at_work:  # an interrupt that another thread is given is heeded when this one wakes
+                at_work = wait(at_work, _POLL_S).not_done
         except BaseException:  # an interrupt, which is for this thread alone
             work.stop()
             crews.abort()

@@ -68,6 +68,16 @@ def test_a_mistake_of_the_users_is_told_as_it_is() -> None:
 
 
 @pytest.mark.bench
+@pytest.mark.usefixtures("forked_crews")
+def test_a_crew_can_be_aborted_before_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another thread, while an interpreter still imports torch."""
+    crew = Crew(1)
+    crew.abort()
+    with pytest.raises(CrewError, match="start: process 0 died with status -9"), crew:
+        pytest.fail("it started")
+
+
+@pytest.mark.bench
 def test_a_process_that_died_between_two_calls_is_told() -> None:
     with Crew(1) as crew:
         (process,) = crew._processes

@@ -67,6 +67,22 @@ def test_a_failure_lets_no_other_job_begin() -> None:
     assert sorted(jobs.begun) == [0, 1] and jobs.found == {0: 0}, "what was under way has ended"
 
 
+def test_an_interrupt_that_another_thread_is_given_is_heeded() -> None:
+    """The system may pick any thread for a signal; the one that waits for the jobs is not woken then."""
+    jobs = Jobs(9)
+
+    def do(job: int, core: Core) -> int:
+        jobs.begun.append(job)
+        time.sleep(0.2)  # until that one waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        time.sleep(2)
+        return job
+
+    with pytest.raises(KeyboardInterrupt):
+        work_off([0], 60, ready=jobs.ready, do=do, done=jobs.done)
+    assert jobs.begun == [0], "no other was begun"
+
+
 @pytest.mark.bench
 @pytest.mark.usefixtures("forked_crews")
 def test_an_interrupt_ends_jobs_under_way_and_begins_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
