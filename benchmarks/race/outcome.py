@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from benchmarks.harness.figures import Difference, Figure, paired, ratio, summarize
 from benchmarks.harness.report import Provenance, Row, Target, at_most
@@ -27,6 +28,8 @@ __all__ = [
     "targets_of",
     "wanted_errors",
 ]
+
+K = TypeVar("K")
 
 SHARES = (60, 80, 90)
 """Percent of backprop's run; the errors that it has there are what everybody's steps are counted to."""
@@ -129,8 +132,7 @@ def _row(found: Found, entrant: Entrant, wanted: Mapping[int, float]) -> Row:
             continue
         figures[f"steps_to_{share}"] = summarize(list(steps.values()))
         if speed is not None:
-            pace = statistics.median(speed.seconds)
-            figures[f"seconds_to_{share}"] = summarize([one * pace for one in steps.values()])
+            figures[f"seconds_to_{share}"] = summarize([*_times(steps, speed.seconds).values()])
     return Row(f"{found.task.name}: {entrant.label}", settings, figures)
 
 
@@ -142,8 +144,8 @@ def _emulated_row(found: Found, one: Emulated, wanted: Mapping[int, float]) -> R
     figures = {"steps_of_one_device": summarize(one.steps)}
     steps, reference = _all_steps(runs, wanted[_MAIN]), _all_steps(found.runs(BACKPROP), wanted[_MAIN])
     if steps is not None and reference is not None:
-        pace = statistics.median(one.steps) / statistics.fmean(reference.values())
-        figures["time_of_one_device"] = summarize([count * pace for count in steps.values()])
+        whole = statistics.fmean(reference.values())
+        figures["time_of_one_device"] = summarize([time / whole for time in _times(steps, one.steps).values()])
     settings = {"task": found.task.name, "line": one.line, "emulated": True, "devices": one.devices}
     return Row(f"{found.task.name}: emulated, {one.devices} devices: {one.label}", settings, figures)
 
@@ -237,20 +239,25 @@ def _mark(found: Found) -> str:
     return f"the {error:.2f} % that backprop has after {_MAIN} % of its run"
 
 
-def _seconds(found: Found, entrant: Entrant) -> dict[int, float] | None:
-    """To the error of backprop at 80 % of its run, by seed; None where one does not reach it or is not timed."""
+def _times(steps: Mapping[int, float], paces: Sequence[float]) -> dict[tuple[int, int], float]:
+    """Of so many steps of each seed at the pace of every round, by seed and round: both have their spread."""
+    return {(seed, turn): count * pace for seed, count in steps.items() for turn, pace in enumerate(paces)}
+
+
+def _seconds(found: Found, entrant: Entrant) -> dict[tuple[int, int], float] | None:
+    """To the error of backprop at 80 % of its run, as `_times`; None where a seed does not reach it, or untimed."""
     speed = found.speeds.get(entrant.label)
     steps = _all_steps(found.runs(entrant.line), wanted_errors(found.runs(BACKPROP))[_MAIN])
     if speed is None or steps is None:
         return None
-    return {seed: count * statistics.median(speed.seconds) for seed, count in steps.items()}
+    return _times(steps, speed.seconds)
 
 
-def _over(values: Mapping[int, float], references: Mapping[int, float]) -> Figure:
-    """Over those of the same seeds, seed by seed; the ratio of the means where fewer than two are common."""
-    common = [seed for seed in values if seed in references]
+def _over(values: Mapping[K, float], references: Mapping[K, float]) -> Figure:
+    """Over those of the same seeds, and rounds, one by one; the ratio of the means where fewer than two are common."""
+    common = [key for key in values if key in references]
     if len(common) >= 2:
-        return ratio([values[seed] for seed in common], [references[seed] for seed in common])
+        return ratio([values[key] for key in common], [references[key] for key in common])
     return summarize([statistics.fmean(values.values()) / statistics.fmean(references.values())])
 
 

@@ -92,6 +92,17 @@ def test_rows_tell_errors_steps_seconds_and_what_was_chosen() -> None:
     assert rows_of(replace(FOUND, kept={line: Kept() for line in FOUND.kept})) == []
 
 
+def test_seconds_spread_as_steps_and_their_paces_do_and_are_held_against_those_of_the_same_round() -> None:
+    """A round in which everything took twice as long makes seconds spread, and no ratio."""
+    twice = {
+        label: replace(speed, seconds=(*speed.seconds, 2 * speed.seconds[0])) for label, speed in FOUND.speeds.items()
+    }
+    rows = {row.label: row for row in rows_of(replace(FOUND, speeds=twice))}
+    taken = rows["digits-mlp: 2 segments, copy, pipeline"].figures["seconds_to_80"]
+    assert (taken.median, taken.minimum, taken.maximum, taken.n) == (36.0, 24.0, 48.0, 4)
+    assert targets_of(replace(FOUND, speeds=twice)) == targets_of(FOUND)
+
+
 def test_targets_hold_the_fastest_against_the_fastest() -> None:
     targets = {target.name: target for target in targets_of(FOUND)}
     told = f"2. digits-mlp: time to {MARK}, 2 segments, copy, pipeline, over "
