@@ -96,7 +96,7 @@ def _experiment(options: argparse.Namespace) -> int:
     try:
         _check(options)
         check_folder("--output", folder)
-        if options.download or _reads_images(options):
+        if options.download or _reads_images(options, folder):
             look_for_images(options.data_dir, download=bool(options.download))
     except PipelineError as error:
         return _failed(str(error), 2)
@@ -113,8 +113,14 @@ def _experiment(options: argparse.Namespace) -> int:
     return status
 
 
-def _reads_images(options: argparse.Namespace) -> bool:
-    return options.name in _WITH_DATA and not options.quick and options.part != "emulated"
+def _reads_images(options: argparse.Namespace, folder: Path) -> bool:
+    if options.name not in _WITH_DATA or options.quick or options.part == "emulated":
+        return False
+    if options.part == "curves":  # all may be there, and only be told
+        from benchmarks.experiments.time_to_accuracy import curves_missing
+
+        return curves_missing(options.data_dir, folder)
+    return True
 
 
 def _is_partial(options: argparse.Namespace) -> bool:

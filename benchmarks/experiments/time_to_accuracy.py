@@ -23,7 +23,7 @@ from benchmarks.race.curves import Curve
 from benchmarks.race.emulated import emulate, keep_emulated, read_emulated
 from benchmarks.race.entrants import entrants
 from benchmarks.race.ledger import Job, Ledger
-from benchmarks.race.order import all_lines, config_of
+from benchmarks.race.order import all_lines, config_of, ready
 from benchmarks.race.outcome import Found, curves_of, rows_of, targets_of
 from benchmarks.race.speed import keep_speeds, measure_all, read_speeds, work_of
 from benchmarks.race.tasks import Task, tasks
@@ -33,7 +33,7 @@ from pipeline.errors import DataError
 __all__ = ["PARTS", "run"]
 
 PARTS = ("curves", "speed", "emulated")
-_SPEED, _EMULATED = "speed.json", "emulated.json"
+_KEPT, _SPEED, _EMULATED = "time-to-accuracy", "speed.json", "emulated.json"
 _ROUNDS = {True: 1, False: 5}
 
 
@@ -48,7 +48,7 @@ def run(quick: bool, data_dir: str, folder: Path, part: str | None = None) -> Re
 
     Raises DataError where what is kept cannot be read or is of other settings, or there is nothing to tell yet.
     """
-    kept, found = folder / "time-to-accuracy", []
+    kept, found = folder / _KEPT, []
     for task in tasks(quick, data_dir):
         ledger = Ledger(kept, task)
         if part in (None, "curves"):
@@ -60,6 +60,15 @@ def run(quick: bool, data_dir: str, folder: Path, part: str | None = None) -> Re
     targets = [target for one in found for target in targets_of(one)]
     panels = {one.task.name: curves_of(one) for one in found}
     return Result(rows, targets, Curves("steps", "test error, %, mean of the seeds", panels))
+
+
+def curves_missing(data_dir: str, folder: Path) -> bool:
+    """Whether there is anything left to train. Raises DataError as `run`."""
+    ledgers = {task: Ledger(folder / _KEPT, task) for task in tasks(False, data_dir)}
+    return any(
+        ready(task, {line: ledger.read(line) for line in all_lines(task, ledger.read)}, ())
+        for task, ledger in ledgers.items()
+    )
 
 
 def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str | None) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -189,11 +189,12 @@ class LocalBlock:
     @torch.no_grad()
     def evaluate(self, x: Tensor, targets: Targets, step: int) -> Tensor:
         """What the block hands on in evaluation mode, by the average where there is one; what its loss makes of the
-        batch is in `scored`. `step` keys the random numbers of a block that draws even then."""
+        batch is in `scored`. `step` keys the random numbers of a block that draws even then. Its state stays."""
         if self.manners.draws_in_evaluation:
             self.seed(step)
         averaged = contextlib.nullcontext() if self.average is None else self.average.in_place()
-        with averaged, self.numerics.autocast():
+        kept = _buffers_kept(self.block) if self.manners.writes_in_evaluation else contextlib.nullcontext()
+        with averaged, kept, self.numerics.autocast():
             h = self.block.features(self.manners.given(x))
             out = self.block.hand_on(self.manners.handed(h))
             if self.loss is not None:
@@ -273,3 +274,14 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
     if value.shape == parameter.shape:
         return torch.empty_like(parameter, requires_grad=False).copy_(value)
     return value.to(parameter.device, copy=True)
+
+
+@contextlib.contextmanager
+def _buffers_kept(block: nn.Module) -> Iterator[None]:
+    """Leaves the buffers as they were: how often is evaluated, and how far before a stop, decides no bit."""
+    before = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in block.named_buffers():  # a block may put another tensor in their place
+            buffer.copy_(before[name])

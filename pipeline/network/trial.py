@@ -113,7 +113,7 @@ class _Trial:
         (features, outputs), macs = self._watch(SIZES[0])
         self._compare((features, outputs), self._watch(SIZES[1])[0], f"in batches of {SIZES[1]}")
         self._learn()
-        trained = self._generators()
+        trained, buffers = self._generators(), {name: each.clone() for name, each in self.block.named_buffers()}
         self.block.eval()
         self._compare((features, outputs), self._watch(SIZES[0])[0], "in evaluation")
         if self.single:
@@ -121,7 +121,10 @@ class _Trial:
         self._check_kept(before)
         evaluated = self._generators()
         manners = replace(
-            self.manners, draws_on_host=drawn[0] != evaluated[0], draws_in_evaluation=trained != evaluated
+            self.manners,
+            draws_on_host=drawn[0] != evaluated[0],
+            draws_in_evaluation=trained != evaluated,
+            writes_in_evaluation=any(not each.equal(buffers[name]) for name, each in self.block.named_buffers()),
         )
         return Trial(features, outputs, macs, manners)
 

@@ -124,7 +124,7 @@ def _progress(plan: RunPlan, last: StageStatus, width: int) -> RenderableType:
     total = max(plan.epochs * plan.samples_per_epoch, 1)
     rate = last.samples / last.seconds if last.seconds > 0 else 0.0
     speed, left = (f"{rate:,.0f}", _clock((total - last.samples) / rate)) if rate > 0 else ("-", "-:--")
-    epoch = f"epoch {last.epoch}/{plan.epochs}"
+    epoch = f"epoch {min(last.epoch, plan.epochs)}/{plan.epochs}"  # done is where the next would begin
     phase = {"evaluate": "testing", "train": ""}.get(last.phase, last.phase)
     share = min(last.samples / total, 1.0)
     text = f"{percent(share):>4}  {speed} images/s  {left} left  {phase:<8}"

@@ -36,6 +36,7 @@ class Ending:
         self._where, self._first = where, threading.Lock()
         self._asked = threading.Event()  # by whoever ends all processes
         self._interrupted = ""  # by this signal
+        self._asked_at = 0.0  # when the first signal asked a run to end
         self._requests: Requests | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
@@ -82,11 +83,13 @@ class Ending:
         requests = self._requests
         self._asked.set()
         if requests is not None and requests.heard.is_set():
-            if not requests.stop.is_set():
+            if not self._asked_at:
                 self._end_run(requests)
                 return
-            if number != signal.SIGINT or self._started_by_another:
-                return  # who passes on what the terminal has sent already
+            # A launcher passes on what the terminal has sent already; a shell and the system may both send SIGHUP.
+            same = number != signal.SIGINT and time.monotonic() - self._asked_at < _LOOK_S
+            if same or self._started_by_another:
+                return
         self._interrupted = signal.Signals(number).name
         signal.signal(number, signal.SIG_IGN)
         if number == signal.SIGINT:
@@ -100,6 +103,7 @@ class Ending:
         return self._where.world_size > 1 or self._where.agent_store
 
     def _end_run(self, requests: Requests) -> None:
+        self._asked_at = time.monotonic()
         requests.stop.set()
         if self._started_by_another:
             limit = threading.Timer(_SAVE_S, self._leave_late)
@@ -107,10 +111,13 @@ class Ending:
             limit.start()
 
     def _leave_late(self) -> None:
-        if self._where.rank == 0:
+        """Told by process 0, or by another one if that was not asked; who comes too late finds it gone."""
+        if self._where.rank > 0:
+            time.sleep(_LOOK_S)
+        if 0 not in (missing(self._where) or set()):
             tell(
-                f"error: the present step and its checkpoint took over {_SAVE_S:g} s once the run was asked to end; "
-                "go on with --resume from the checkpoint before"
+                f"error: the run was asked to end and has not within {_SAVE_S:g} s; "
+                "go on with --resume from its newest checkpoint"
             )
         os._exit(1)
 

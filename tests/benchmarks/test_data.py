@@ -61,14 +61,19 @@ def test_data_sets_are_fetched_before_anything_else(
     assert main([name, "--download", "--data-dir", "there", "--output", str(tmp_path)]) == 0
 
 
-@pytest.mark.parametrize("arguments", [["--quick"], ["--part", "emulated"]])
+@pytest.mark.parametrize("arguments", [["--quick"], ["--part", "emulated"], ["--part", "curves"]])
 def test_what_reads_no_images_looks_for_none(
     arguments: list[str], tmp_path: Path, looked_for: list[DataConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time_to_accuracy, "run", found_at_once)
+    monkeypatch.setattr(time_to_accuracy, "ready", lambda *_: [])  # all curves are there
     assert main(["time-to-accuracy", *arguments, "--output", str(tmp_path)]) == 0 and looked_for == []
     assert main(["time-to-accuracy", *arguments, "--output", str(tmp_path), "--download"]) == 0
     assert len(looked_for) == 2, "it was asked for"
+
+
+def test_curves_that_are_missing_want_images(tmp_path: Path, looked_for: list[DataConfig]) -> None:
+    assert time_to_accuracy.curves_missing("data", tmp_path) and looked_for == []
 
 
 def test_nothing_is_fetched_unless_it_is_asked_for(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +33,7 @@ class Own(nn.Module):
 
 
 class Call(nn.Module):
-    """Holds no tensor: what it says of itself is all that there is to compare."""
+    """Holds no tensor, and says what may hold in one process alone."""
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -39,19 +43,31 @@ class Call(nn.Module):
         return x * self.slope
 
     def extra_repr(self) -> str:
-        return f"{self.slope},\n{object()!r}"
+        return f"{self.slope}, {random.random()}, { ({'bb', 'ccc', 'a'}) }"
+
+
+class Around(nn.Module):
+    """Tells what is in the weights of a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(2, 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.child.weight.sum().item()}"
 
 
 class Residual(nn.Module):
     """Taken apart by its calls."""
 
-    def __init__(self, *, smooth: bool) -> None:
+    def __init__(self, *, smooth: bool = False, slope: float = 0.1, factor: float = 2.0) -> None:
         super().__init__()
-        self.one, self.two, self.smooth = nn.Linear(4, 4), nn.Linear(4, 2), smooth
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.smooth, self.slope, self.factor = smooth, slope, factor
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.one(x)
-        result: Tensor = self.two(F.gelu(h) if self.smooth else F.relu(h))
+        result: Tensor = self.two((F.gelu(h) if self.smooth else F.leaky_relu(h, self.slope)) * self.factor)
         return result
 
 
@@ -62,32 +78,45 @@ def difference(mine: nn.Module, theirs: nn.Module) -> tuple[str, str] | None:
     return here
 
 
-def test_weights_buffers_and_addresses_do_not_count() -> None:
+def test_what_may_hold_in_one_process_alone_does_not_count() -> None:
     assert difference(Own(), Own()) is None
     assert difference(Own(), Own(talks=False)) is None
     assert difference(Call(2.0), Call(2.0)) is None
+    assert difference(Around(), Around()) is None
     lists = [nn.ParameterList([torch.rand(2)]) for _ in range(2)]
     assert difference(*lists) is None
+    rounding = [torch.ao.quantization.FakeQuantize() for _ in range(2)]
+    rounding[0](torch.randn(4))
+    assert rounding[0].scale != rounding[1].scale and difference(*rounding) is None
 
 
-def test_classes_words_shapes_and_what_learns_count() -> None:
-    assert difference(Own(3), Own()) == ("Own(scale [3], seen [3]) at 0", "Own(scale [4], seen [4]) at 0")
-    assert difference(Call(2.0), Call(3.0)) is not None
-    frozen = nn.Linear(2, 2, bias=False).requires_grad_(False)
-    found = difference(frozen, nn.Linear(2, 2, bias=False))
-    assert found is not None and found[0].endswith("weight [2, 2] frozen) at 0")
+def test_classes_settings_shapes_and_what_learns_count() -> None:
+    assert difference(Own(3), Own()) == ("Own at 0 with scale [3]", "Own at 0 with scale [4]")
+    frozen, free = nn.Linear(2, 2, bias=False).requires_grad_(False), nn.Linear(2, 2, bias=False)
+    assert difference(frozen, free) == ("Linear at 0 with weight [2, 2] frozen", "Linear at 0 with weight [2, 2]")
+    wide = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+    assert difference(wide, free) == ("Linear at 0 with weight [2, 2] float64", "Linear at 0 with weight [2, 2]")
     assert difference(nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=0.2)) is not None
     assert difference(nn.Sequential(nn.Sigmoid(), nn.Tanh()), nn.Sequential(nn.Sigmoid())) == (
-        "Tanh() at 0.1",
+        "Tanh at 0.1",
         "no further module",
     )
 
 
-def test_calls_of_functions_in_a_forward_that_was_taken_apart_count() -> None:
-    plain, smooth = (parts_of(blocks_from(Residual(smooth=smooth))) for smooth in (False, True))
-    found = first_difference(plain, smooth)
-    assert found is not None and "relu" in found[0] and "gelu" in found[1]
-    assert first_difference(plain, parts_of(blocks_from(Residual(smooth=False)))) is None
+@pytest.mark.parametrize(
+    ("change", "ours", "theirs"),
+    [
+        ({"smooth": True}, "leaky_relu", "gelu"),
+        ({"slope": 0.3}, "(x, negative_slope=0.1", "(x, negative_slope=0.3"),
+        ({"factor": 1.0}, "mul(x, 2.0)", "mul(x, 1.0)"),
+    ],
+    ids=["function", "argument", "factor"],
+)
+def test_calls_in_a_forward_that_was_taken_apart_count(change: dict[str, Any], ours: str, theirs: str) -> None:
+    plain, other = parts_of(blocks_from(Residual())), parts_of(blocks_from(Residual(**change)))
+    found = first_difference(plain, other)
+    assert found is not None and ours in found[0] and theirs in found[1]
+    assert first_difference(plain, parts_of(blocks_from(Residual()))) is None
 
 
 def test_a_lazy_layer_differs_by_what_it_knows_alone() -> None:

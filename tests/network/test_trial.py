@@ -375,6 +375,27 @@ def test_draws_from_other_generators_are_noticed_and_undone(draw: Callable[[], f
     assert HostGenerators.now() == before
 
 
+def test_buffers_that_an_evaluation_writes_to_are_noticed() -> None:
+    def counted(m: Any, h: Tensor) -> Tensor:
+        m.seen.add_(1)
+        return h
+
+    def replaced(m: Any, h: Tensor) -> Tensor:
+        m.seen = m.seen + 1
+        return h
+
+    def only_in_training(m: Any, h: Tensor) -> Tensor:
+        return counted(m, h) if m.training else h
+
+    found = []
+    for act in (counted, replaced, only_in_training):
+        block = Does(act)
+        block.register_buffer("seen", torch.zeros(2))
+        found.append(shapes_of(block)[0].manners.writes_in_evaluation)
+        assert not any(buffer.any() for buffer in block.buffers()), "a copy is tried"
+    assert found == [True, True, False]
+
+
 def test_lazy_layers_get_their_sizes_and_keyed_weights() -> None:
     drawn: list[list[Tensor]] = []
     for seed in (1, 1, 2):

@@ -465,16 +465,17 @@ def test_processes_with_different_flags_are_refused(tmp_path: Path) -> None:
     [
         (
             {"width": "8 + rank"},
-            "Linear(in_features=8, out_features=9, bias=True, weight [9, 8], bias [9]) at 1.body.2, but process 0 has "
-            "Linear(in_features=8, out_features=8, bias=True, weight [8, 8], bias [8]) at 1.body.2",
+            "Linear at 1.body.2 with in_features=8, out_features=9, bias=True, but process 0 has "
+            "Linear at 1.body.2 with in_features=8, out_features=8, bias=True",
         ),
         (
             {"after": "[nn.ReLU(), nn.GELU()][rank]"},
-            "GELU(approximate='none') at 0.body.1, but process 0 has ReLU() at 0.body.1",
+            "GELU at 0.body.1, but process 0 has ReLU at 0.body.1",
         ),
         (
             {"after": "nn.Dropout(0.5 * rank)"},
-            "Dropout(p=0.5, inplace=False) at 0.tail.1, but process 0 has Dropout(p=0.0, inplace=False) at 0.tail.1",
+            "Dropout at 0.tail.1 with p=0.5, inplace=False, but process 0 has "
+            "Dropout at 0.tail.1 with p=0.0, inplace=False",
         ),
     ],
     ids=["width", "class", "rate"],
@@ -566,6 +567,39 @@ def test_torchrun_gives_the_weights_of_one_process(tmp_path: Path) -> None:
 def test_the_frequency_of_evaluation_never_changes_the_weights() -> None:
     often, rarely = (run(vary(BASE, loss="pred", eval_every=every), Options()).summary for every in (1, 2))
     assert often.state_sha256 == rarely.state_sha256
+
+
+class Counting(nn.Module):
+    """Counts batches in whatever mode it is, and computes with the count."""
+
+    seen: Tensor
+
+    def __init__(self, *, anew: bool) -> None:
+        super().__init__()
+        self.layer, self.anew = nn.Linear(6, 8), anew
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.anew:
+            self.seen = self.seen + 1
+        else:
+            self.seen.add_(1)
+        result: Tensor = torch.relu(self.layer(x)) * (1 + 0.1 * self.seen)
+        return result
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["in place", "anew"])
+def test_a_block_that_writes_to_its_buffers_in_evaluation_is_left_as_it_was(anew: bool) -> None:
+    """How often is evaluated would decide weights, and so would how far an evaluation was when a run was stopped."""
+    data = TensorDataset(torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3)
+    states = []
+    for every in (1, 3):
+        torch.manual_seed(1)
+        blocks = [Counting(anew=anew), nn.Linear(8, 3)]
+        config = pipeline.TrainConfig(epochs=3, batch_size=8, threads=1, eval_every=every)
+        states.append(pipeline.train(blocks, data, data, config).summary.state_sha256)
+        assert blocks[0].seen == 15, "the batches of training"
+    assert states[0] == states[1]
 
 
 def test_overwrite_replaces_a_run(tmp_path: Path) -> None:

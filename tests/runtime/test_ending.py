@@ -14,41 +14,45 @@ from pipeline.config.environment import Environment
 from pipeline.runtime import ending
 from pipeline.runtime.requests import Requests
 
-ending._SAVE_S = float(sys.argv[2])
+started, name, limit_s, apart_s = sys.argv[1:]
+ending._SAVE_S = float(limit_s)
 requests = Requests()
-how = ending.Ending(Environment(agent_store=sys.argv[1] == "launched"))
+how = ending.Ending(Environment(agent_store=started == "launched"))
 how.heed(requests)
 requests.heard.set()
+number = signal.Signals[name]
 try:
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
     print(requests.stop.is_set(), flush=True)
-    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(float(apart_s))
+    os.kill(os.getpid(), number)
     time.sleep(1)
     print("went on", flush=True)
 except KeyboardInterrupt:
     print("ended at once", flush=True)
 """
+LATE = "error: the run was asked to end and has not within 0.1 s; go on with --resume from its newest checkpoint\n"
 
 
 @pytest.mark.parametrize(
-    ("started", "limit_s", "out", "status", "told"),
+    ("how", "out", "status", "told"),
     [
-        pytest.param("launched", "30", "True\nwent on\n", 0, "", id="a launcher passes on what the terminal has sent"),
-        pytest.param("by hand", "0.1", "True\nended at once\n", 0, "", id="a second one by hand ends it"),
         pytest.param(
-            "launched",
-            "0.1",
+            ("launched", "SIGINT", "30", "0"), "True\nwent on\n", 0, "", id="a launcher passes on the terminal's"
+        ),
+        pytest.param(("launched", "SIGTERM", "0.1", "0"), "True\n", 1, LATE, id="told before a launcher kills"),
+        pytest.param(("by hand", "SIGINT", "0.1", "0"), "True\nended at once\n", 0, "", id="a second Ctrl-C ends"),
+        pytest.param(("by hand", "SIGHUP", "0.1", "0"), "True\nwent on\n", 0, "", id="two at a time are one"),
+        pytest.param(
+            ("by hand", "SIGTERM", "0.1", "1.2"),
             "True\n",
             1,
-            "error: the present step and its checkpoint took over 0.1 s once the run was asked to end; go on with "
-            "--resume from the checkpoint before\n",
-            id="who is too slow is told before a launcher kills",
+            "interrupted (SIGTERM); the run was ended before its last epoch\n",
+            id="a later one ends a run that is stuck",
         ),
     ],
 )
-def test_a_run_that_is_asked_to_end(
-    started: str, limit_s: str, out: str, status: int, told: str, tmp_path: Path
-) -> None:
+def test_a_run_that_is_asked_to_end(how: tuple[str, ...], out: str, status: int, told: str, tmp_path: Path) -> None:
     (tmp_path / "signals.py").write_text(SCRIPT)
-    done = fresh(tmp_path / "signals.py", started, limit_s, cwd=tmp_path, timeout_s=60)
+    done = fresh(tmp_path / "signals.py", *how, cwd=tmp_path, timeout_s=60)
     assert (done.stdout, done.returncode, done.stderr) == (out, status, told)
