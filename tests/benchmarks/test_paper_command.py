@@ -56,7 +56,7 @@ def test_rows_are_kept_and_shown(trained: Path) -> None:
         "--threads 1"
     ), "no folder of this machine"
     page = (trained / "results" / "README.md").read_text()
-    assert f"| fashion_mnist/mlp/predsim | 8.54 | {run.test_error_percent:.2f} | 1 | 2 of 200 | shortened, " in page
+    assert f"| {MLP}/predsim | 8.54 | {run.test_error_percent:.2f} | 1 | 2 of 200 | shortened, " in page
 
 
 def test_what_is_kept_is_not_trained_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +110,7 @@ def test_a_stopped_row_goes_on_from_where_it_was(trained: Path, copy: Path) -> N
         (training,) = children(process.pid)
         os.kill(training, signal.SIGSTOP)  # a fast machine trains all of it before it is asked to end
         process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + 30
         while not is_asked_to_end(training):
             assert time.monotonic() < deadline
             time.sleep(0.02)

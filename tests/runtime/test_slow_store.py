@@ -74,10 +74,10 @@ def test_steps_go_on_while_the_store_does_not_answer(monkeypatch: pytest.MonkeyP
     alone = Fleet(settings("pred", epochs=2), (6,), 1)
     with alone.sessions()[0] as session:
         session.run(feed)
-    with two_stages(store, notes) as (fleet, sessions), ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, two_stages(store, notes) as (fleet, sessions):  # left in the order of need
         all_at_once([session.__enter__ for session in sessions])
         runs = [pool.submit(s.run, Trap(feed, store.shut) if i == 0 else None) for i, s in enumerate(sessions)]
-        until(lambda: sessions[1].control.at == Position(2, 6) and sessions[1].ports is not None)
+        until(lambda: sessions[1].control.at == Position(3, 6) and sessions[1].ports is not None)
         runs[1].result(30)  # the whole run of stage 1, two epochs and the stop packet
         assert not notes.epochs, "nothing has come through"
         store.open()
@@ -98,7 +98,7 @@ def test_a_store_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> N
         store.error = RuntimeError("Connection refused")
         until(lambda: all(control._verdict.of(0) for control in fleet.controls))
 
-    with two_stages(store, Notes()) as (fleet, sessions), ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, two_stages(store, Notes()) as (fleet, sessions):
         feed = Trap(Feed(data(), settings("pred", epochs=2)), go)
         all_at_once([session.__enter__ for session in sessions])
         runs = [pool.submit(session.run, feed if i == 0 else None) for i, session in enumerate(sessions)]
