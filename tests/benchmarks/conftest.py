@@ -1,7 +1,8 @@
-"""Crews for tests."""
+"""Crews for tests, and interrupts."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,11 @@ def forked_crews() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crew, "_CONTEXT", warm())
         yield
+
+
+@pytest.fixture(autouse=True)
+def _heeds_interrupts() -> Iterator[None]:
+    """Also where whoever started the tests has them ignored, as a shell does that starts them in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -17,6 +17,7 @@ from pipeline.runtime.requests import Requests
 started, name, limit_s, apart_s = sys.argv[1:]
 ending._SAVE_S = float(limit_s)
 requests = Requests()
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 how = ending.Ending(Environment(agent_store=started == "launched"))
 how.heed(requests)
 requests.heard.set()
