@@ -23,14 +23,14 @@ from benchmarks.race.curves import Curve
 from benchmarks.race.emulated import emulate, keep_emulated, read_emulated
 from benchmarks.race.entrants import entrants
 from benchmarks.race.ledger import Job, Ledger
-from benchmarks.race.order import all_lines, config_of, ready
+from benchmarks.race.order import all_kept, all_lines, config_of, ready
 from benchmarks.race.outcome import Found, curves_of, rows_of, targets_of
 from benchmarks.race.speed import keep_speeds, measure_all, read_speeds, work_of
 from benchmarks.race.tasks import Task, tasks
 from benchmarks.race.training import train_all
 from pipeline.errors import DataError
 
-__all__ = ["PARTS", "run"]
+__all__ = ["PARTS", "curves_missing", "run"]
 
 PARTS = ("curves", "speed", "emulated")
 _KEPT, _SPEED, _EMULATED = "time-to-accuracy", "speed.json", "emulated.json"
@@ -64,11 +64,8 @@ def run(quick: bool, data_dir: str, folder: Path, part: str | None = None) -> Re
 
 def curves_missing(data_dir: str, folder: Path) -> bool:
     """Whether there is anything left to train. Raises DataError as `run`."""
-    ledgers = {task: Ledger(folder / _KEPT, task) for task in tasks(False, data_dir)}
-    return any(
-        ready(task, {line: ledger.read(line) for line in all_lines(task, ledger.read)}, ())
-        for task, ledger in ledgers.items()
-    )
+    kept = folder / _KEPT
+    return any(ready(task, all_kept(task, Ledger(kept, task).read), ()) for task in tasks(False, data_dir))
 
 
 def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str | None) -> Found:

@@ -9,7 +9,7 @@ from benchmarks.race.lines import BACKPROP, Line, lines, local_line, with_segmen
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig
 
-__all__ = ["all_lines", "best_head", "config_of", "epochs_left", "ready"]
+__all__ = ["all_kept", "all_lines", "best_head", "config_of", "epochs_left", "ready"]
 
 
 def best_head(task: Task, read: Callable[[Line], Kept]) -> str | None:
@@ -27,6 +27,11 @@ def all_lines(task: Task, read: Callable[[Line], Kept]) -> list[Line]:
     """All that are known so far."""
     head = best_head(task, read)
     return [*lines(task), *(with_segments(task, head) if head is not None else ())]
+
+
+def all_kept(task: Task, read: Callable[[Line], Kept]) -> dict[Line, Kept]:
+    """What is kept of every line."""
+    return {line: read(line) for line in all_lines(task, read)}
 
 
 def ready(task: Task, kept: Mapping[Line, Kept], busy: Collection[Job] = ()) -> list[Job]:

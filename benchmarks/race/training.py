@@ -9,7 +9,7 @@ from benchmarks.harness.report import Provenance, provenance
 from benchmarks.race.curves import Curve, train_curve
 from benchmarks.race.ledger import Job, Kept, Ledger
 from benchmarks.race.lines import Line
-from benchmarks.race.order import all_lines, config_of, epochs_left, ready
+from benchmarks.race.order import all_kept, config_of, epochs_left, ready
 from benchmarks.race.tasks import Task
 
 __all__ = ["train_all"]
@@ -25,7 +25,7 @@ def train_all(task: Task, ledger: Ledger, cores: Sequence[int], told: Callable[[
     """
 
     def kept() -> Mapping[Line, Kept]:
-        return {line: ledger.read(line) for line in all_lines(task, ledger.read)}
+        return all_kept(task, ledger.read)
 
     def train(job: Job, core: Core) -> tuple[Provenance, Curve]:
         origin = provenance()

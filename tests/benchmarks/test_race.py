@@ -25,7 +25,7 @@ from benchmarks.harness import jobs
 from benchmarks.harness.crew import Crew, CrewError, Member
 from benchmarks.harness.jobs import Core
 from benchmarks.harness.report import provenance
-from benchmarks.race import training
+from benchmarks.race import order, training
 from benchmarks.race.curves import Curve, looked_after, train_curve
 from benchmarks.race.emulated import Emulated, contests, keep_emulated, read_emulated, stage_costs
 from benchmarks.race.entrants import Entrant, entrants
@@ -426,7 +426,7 @@ def test_what_is_averaged_differs_from_what_is_not() -> None:
 @pytest.mark.usefixtures("forked_crews")
 def test_jobs_are_done_once_and_a_failure_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = [BACKPROP, local_line(QUICK, 2, "linear")]
-    monkeypatch.setattr(training, "all_lines", lambda task, read: few)
+    monkeypatch.setattr(order, "all_lines", lambda task, read: few)
     ledger, told = Ledger(tmp_path, QUICK), list[Job]()
     training.train_all(QUICK, ledger, [0, 0], lambda job, curve, left: told.append(job))
     assert len(set(told)) == len(told) == 2 * (3 + 2)
@@ -435,7 +435,7 @@ def test_jobs_are_done_once_and_a_failure_is_raised(tmp_path: Path, monkeypatch:
     assert len(told) == 10 and [ledger.read(line) for line in few] == before
     ledger.path(BACKPROP).unlink()
     broken = replace(QUICK, config=override(QUICK.config, {"train_limit": 326}))  # parts of a single sample
-    monkeypatch.setattr(training, "all_lines", lambda task, read: [MICROBATCHED[-1]])
+    monkeypatch.setattr(order, "all_lines", lambda task, read: [MICROBATCHED[-1]])
     with pytest.raises(CrewError, match="Expected more than 1 value per channel"):
         training.train_all(broken, Ledger(tmp_path / "other", broken), [0, 0], lambda job, curve, left: None)
 
