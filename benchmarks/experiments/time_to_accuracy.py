@@ -6,11 +6,13 @@ then trained with several seeds. All of it takes hours; what is done is kept in 
 
     curves     tries and runs, one on each core
     speed      seconds of a step, memory and joules of every entrant, in turn: nothing else may run beside it
+               (a round of everyone is kept, and gone on with by the same code on the same machine)
     emulated   seconds of a step on devices that sleep
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,14 +20,16 @@ from rich.console import Console
 
 from benchmarks.harness.crew import cores
 from benchmarks.harness.pictures import Curves
-from benchmarks.harness.report import Result, provenance
+from benchmarks.harness.report import Provenance, Result, provenance
 from benchmarks.race.curves import Curve
 from benchmarks.race.emulated import emulate, keep_emulated, read_emulated
 from benchmarks.race.entrants import entrants
 from benchmarks.race.ledger import Job, Ledger
+from benchmarks.race.lines import Line
 from benchmarks.race.order import all_kept, all_lines, config_of, ready
 from benchmarks.race.outcome import Found, curves_of, rows_of, targets_of
-from benchmarks.race.speed import keep_speeds, measure_all, read_speeds, work_of
+from benchmarks.race.speed import Begun, Speed, measure_all, work_of
+from benchmarks.race.speed_files import keep_begun, keep_speeds, read_begun, read_speeds
 from benchmarks.race.tasks import Task, tasks
 from benchmarks.race.training import train_all
 from pipeline.errors import DataError
@@ -78,8 +82,7 @@ def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str |
     here = provenance()
     elsewhere = timed is not None and timed.machine != here.machine
     if part == "speed" or (part is None and (elsewhere or any(one.label not in speeds for one in everyone))):
-        speeds, timed = measure_all(task, everyone, _ROUNDS[quick]), here
-        keep_speeds(folder / _SPEED, task, known, speeds, here)
+        speeds, timed = _timed(task, known, folder / _SPEED, _ROUNDS[quick], here), here
     emulated = read_emulated(folder / _EMULATED, task, known)
     missing = {line.name for line in known if line.is_local} - {one.line for one in emulated}
     if part == "emulated" or (part is None and missing):
@@ -88,6 +91,19 @@ def _measured(task: Task, ledger: Ledger, folder: Path, quick: bool, part: str |
         keep_emulated(folder / _EMULATED, task, known, emulated, here)
     works = {entrant.label: work_of(task, entrant) for entrant in everyone}
     return Found(task, {line: ledger.read(line) for line in known}, everyone, speeds, timed, works, emulated)
+
+
+def _timed(task: Task, known: Sequence[Line], path: Path, rounds: int, here: Provenance) -> dict[str, Speed]:
+    """Speeds of everyone, measured now, kept at `path`; rounds of a command that was stopped here are gone on with."""
+
+    def keep(begun: Begun) -> None:
+        keep_begun(path, task, known, begun, here)
+
+    everyone = entrants(task, known)
+    begun = read_begun(path, task, known, everyone, here)
+    speeds = measure_all(task, everyone, rounds, begun, keep)
+    keep_speeds(path, task, known, speeds, here)
+    return speeds
 
 
 class _Teller:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from benchmarks.contenders.arithmetic import counted
 from benchmarks.contenders.common import Trained
@@ -16,14 +14,13 @@ from benchmarks.contenders.footprint import joules, peak_memory
 from benchmarks.contenders.methods import Method, split_of
 from benchmarks.harness.crew import Crew
 from benchmarks.harness.progress import shown
-from benchmarks.harness.report import Provenance
 from benchmarks.race.entrants import PROCESSES, Entrant
-from benchmarks.race.kept import keep_of_lines, origin_of, read_of_lines, settings_of
-from benchmarks.race.lines import Line
 from benchmarks.race.tasks import Task
 from pipeline.config.schema import RunConfig, override
 
-__all__ = ["Speed", "keep_speeds", "measure_all", "read_speeds", "with_averages", "work_of"]
+__all__ = ["Begun", "Round", "Speed", "Split", "measure_all", "timed", "with_averages", "work_of"]
+
+Split = tuple[int, ...] | None
 
 _QUEUE_DEPTH = 2
 _NEVER = 10**9  # steps
@@ -44,7 +41,23 @@ class Speed:
     joules: float | None
 
 
-def _timed(task: Task, epochs: int = 2) -> RunConfig:
+@dataclass(frozen=True)
+class Round:
+    """A step of everyone, measured in turn: seconds and joules by label; no joules where the meters do not tell."""
+
+    seconds: Mapping[str, float]
+    joules: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is measured of everyone so far: the splits found at first, by label, and rounds."""
+
+    splits: Mapping[str, Split]
+    rounds: tuple[Round, ...] = ()
+
+
+def timed(task: Task, epochs: int = 2) -> RunConfig:
     """Epochs of a few steps, of which the first warms up; queues hold few, so that no stage is far ahead of others."""
     batch = task.config.train.batch_size
     values = {"epochs": epochs, "eval_every": epochs, "train_limit": task.timed_steps * batch, "test_limit": batch}
@@ -57,43 +70,76 @@ class _Bench:
     def __init__(self, task: Task, crews: Mapping[int, Crew]) -> None:
         self._task, self._crews = task, crews
 
-    def train(self, method: Method, epochs: int, split: tuple[int, ...] | None = None) -> Sequence[Trained]:
-        return method.train(self._crews[method.processes], method.configured(_timed(self._task, epochs), split))
+    def split(self, method: Method) -> Split:
+        """As the method's own first run finds it."""
+        return split_of(self._train(method, 2))
 
-    def seconds(self, method: Method, split: tuple[int, ...] | None) -> float:
+    def measure(self, entrants: Iterable[Entrant], splits: Mapping[str, Split]) -> Round:
+        """Everyone in turn."""
+        seconds, used = dict[str, float](), dict[str, float]()
+        for entrant in entrants:
+            split = splits[entrant.label]
+            seconds[entrant.label] = with_averages(entrant.method, partial(self._seconds, split=split))
+            spent = math.nan if joules() is None else with_averages(entrant.method, partial(self._joules, split=split))
+            used |= {} if math.isnan(spent) else {entrant.label: spent}
+        return Round(seconds, used)
+
+    def _train(self, method: Method, epochs: int, split: Split = None) -> Sequence[Trained]:
+        return method.train(self._crews[method.processes], method.configured(timed(self._task, epochs), split))
+
+    def _seconds(self, method: Method, split: Split) -> float:
         """Of a step."""
-        return max(one.seconds[-1] for one in self.train(method, 2, split)) / self._task.timed_steps
+        return max(one.seconds[-1] for one in self._train(method, 2, split)) / self._task.timed_steps
 
-    def joules(self, method: Method, split: tuple[int, ...] | None) -> float:
+    def _joules(self, method: Method, split: Split) -> float:
         """Of a step: what another epoch takes, so that start and data fall out. NaN where the meters do not tell."""
         one, two = self._used(method, 1, split), self._used(method, 2, split)
         return (two - one) / self._task.timed_steps
 
-    def _used(self, method: Method, epochs: int, split: tuple[int, ...] | None) -> float:
+    def _used(self, method: Method, epochs: int, split: Split) -> float:
         before = joules()
-        self.train(method, epochs, split)
+        self._train(method, epochs, split)
         after = joules()
         return math.nan if before is None or after is None or after < before else after - before
 
 
-def measure_all(task: Task, all_entrants: Sequence[Entrant], rounds: int) -> dict[str, Speed]:
-    """By label; rounds of all entrants, after one that warms up and finds the splits."""
-    seconds: dict[Entrant, list[float]] = {entrant: [] for entrant in all_entrants}
-    energy: dict[Entrant, list[float]] = {entrant: [] for entrant in all_entrants}
+def measure_all(
+    task: Task,
+    all_entrants: Sequence[Entrant],
+    rounds: int,
+    begun: Begun | None = None,
+    keep: Callable[[Begun], None] = lambda begun: None,
+) -> dict[str, Speed]:
+    """By label; rounds of all entrants, after one that warms up and finds the splits.
+
+    Args:
+        task: raced over.
+        all_entrants: measured in turn.
+        rounds: of all.
+        begun: what an earlier call has kept of the same entrants, to be gone on with.
+        keep: called with all that has been measured so far, after the first round, and every further one.
+    """
     with Crew(1) as solo, Crew(PROCESSES) as team:
         bench = _Bench(task, {1: solo, PROCESSES: team})
-        splits = {entrant: split_of(bench.train(entrant.method, 2)) for entrant in all_entrants}
-        for entrant in shown(list(all_entrants) * rounds, f"{task.name}: steps of everyone"):
-            seconds[entrant].append(with_averages(entrant.method, partial(bench.seconds, split=splits[entrant])))
-            if joules() is not None:
-                spent = with_averages(entrant.method, partial(bench.joules, split=splits[entrant]))
-                energy[entrant] += [] if math.isnan(spent) else [spent]
-    found = {}
-    for entrant in shown(list(all_entrants), f"{task.name}: memory of everyone"):
-        held = sum(peak_memory(_averaging(entrant.method), entrant.method.configured(_timed(task), splits[entrant])))
-        median = statistics.median(energy[entrant]) if energy[entrant] else None
-        found[entrant.label] = Speed(tuple(seconds[entrant]), held, median)
-    return found
+        if begun is None:
+            warming = shown(list(all_entrants), f"{task.name}: splits of everyone")
+            begun = Begun({entrant.label: bench.split(entrant.method) for entrant in warming})
+            keep(begun)
+        for turn in range(len(begun.rounds), rounds):
+            everyone = shown(list(all_entrants), f"{task.name}: steps of everyone, round {turn + 1} of {rounds}")
+            begun = replace(begun, rounds=(*begun.rounds, bench.measure(everyone, begun.splits)))
+            keep(begun)
+    everyone = shown(list(all_entrants), f"{task.name}: memory of everyone")
+    return {entrant.label: _speed(task, entrant, begun) for entrant in everyone}
+
+
+def _speed(task: Task, entrant: Entrant, begun: Begun) -> Speed:
+    """Of the rounds, and the memory, which is measured here."""
+    label, method = entrant.label, entrant.method
+    held = sum(peak_memory(_averaging(method), method.configured(timed(task), begun.splits[label])))
+    used = [turn.joules[label] for turn in begun.rounds if label in turn.joules]
+    seconds = tuple(turn.seconds[label] for turn in begun.rounds)
+    return Speed(seconds, held, statistics.median(used) if used else None)
 
 
 def with_averages(method: Method, measured: Callable[[Method], float]) -> float:
@@ -114,25 +160,3 @@ def work_of(task: Task, entrant: Entrant) -> float:
     shapes, costs = counted(override(task.config, dict(entrant.line.overrides)))
     again = sum(shape.macs for shape in shapes) if entrant.method.kind == "checkpointed" else 0
     return sum(costs) + again
-
-
-def keep_speeds(
-    path: Path, task: Task, all_lines: Sequence[Line], speeds: Mapping[str, Speed], origin: Provenance
-) -> None:
-    """Write all speeds of a task, whose entrants are of `all_lines`, and where and with what they were measured."""
-    found = {label: asdict(speed) for label, speed in speeds.items()}
-    keep_of_lines(path, f"{task.name}: speed", origin, settings_of(_timed(task)), all_lines, {"speeds": found})
-
-
-def read_speeds(path: Path, task: Task, all_lines: Sequence[Line]) -> tuple[dict[str, Speed], Provenance | None]:
-    """What is kept, by label, and where and with what it was measured; nothing where there is no file.
-
-    Raises DataError for one that is not ours, or of other settings or lines.
-    """
-
-    def parse(report: Mapping[str, Any]) -> tuple[dict[str, Speed], Provenance]:
-        rows = report["speeds"].items()
-        speeds = {label: Speed(tuple(row["seconds"]), row["megabytes"], row["joules"]) for label, row in rows}
-        return speeds, origin_of(report)
-
-    return read_of_lines(path, "speeds", settings_of(_timed(task)), all_lines, parse) or ({}, None)

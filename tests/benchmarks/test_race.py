@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,7 +32,8 @@ from benchmarks.race.entrants import Entrant, entrants
 from benchmarks.race.ledger import Job, Kept, Ledger, Trained
 from benchmarks.race.lines import BACKPROP, MICROBATCHED, REPLICAS, Line, lines, local_line
 from benchmarks.race.order import all_lines, best_head, config_of, epochs_left, ready
-from benchmarks.race.speed import Speed, keep_speeds, read_speeds, with_averages, work_of
+from benchmarks.race.speed import Begun, Round, Speed, with_averages, work_of
+from benchmarks.race.speed_files import begun_path, keep_begun, keep_speeds, read_begun, read_speeds
 from benchmarks.race.tasks import HEADS, Task, tasks
 from pipeline.config.schema import RunConfig, override
 from pipeline.errors import DataError
@@ -270,7 +271,7 @@ def test_seconds_of_another_machine_are_measured_anew(tmp_path: Path, monkeypatc
     few, measured = [BACKPROP], list[str]()
     speeds = {one.label: Speed((0.5,), 400.0, None) for one in entrants(QUICK, few)}
 
-    def measure(task: Task, all_entrants: Sequence[Entrant], rounds: int) -> dict[str, Speed]:
+    def measure(task: Task, all_entrants: Sequence[Entrant], *rest: object) -> dict[str, Speed]:
         measured.append(task.name)
         return speeds
 
@@ -287,6 +288,50 @@ def test_seconds_of_another_machine_are_measured_anew(tmp_path: Path, monkeypatc
     timed = time_to_accuracy._measured(QUICK, ledger, tmp_path, True, None).timed
     assert timed is not None and timed.machine == HERE.machine
     assert measured == [QUICK.name] and read_speeds(path, QUICK, few) == (speeds, timed)
+
+
+def test_a_stopped_measurement_of_seconds_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, given = [BACKPROP], list[Begun | None]()
+    half = Begun({one.label: None for one in entrants(QUICK, few)}, (Round({}, {}),))
+    speeds = {one.label: Speed((0.5,), 400.0, None) for one in entrants(QUICK, few)}
+
+    def measure(
+        task: Task, everyone: Sequence[Entrant], rounds: int, begun: Begun | None, keep: Callable[[Begun], None]
+    ) -> dict[str, Speed]:
+        given.append(begun)
+        if begun is None:
+            keep(half)
+            raise KeyboardInterrupt
+        return speeds
+
+    monkeypatch.setattr(time_to_accuracy, "all_lines", lambda task, read: few)
+    monkeypatch.setattr(time_to_accuracy, "measure_all", measure)
+    with pytest.raises(KeyboardInterrupt):
+        time_to_accuracy._measured(QUICK, Ledger(tmp_path, QUICK), tmp_path, True, "speed")
+    assert time_to_accuracy._measured(QUICK, Ledger(tmp_path, QUICK), tmp_path, True, "speed").speeds == speeds
+    assert given == [None, half]
+
+
+def test_rounds_are_gone_on_with_where_they_were_measured(tmp_path: Path) -> None:
+    """By the same code, of the same entrants; they are gone when all is kept."""
+    path, few = tmp_path / "speed.json", [BACKPROP, local_line(QUICK, 2, "copy")]
+    everyone = entrants(QUICK, few)
+    splits = {entrant.label: (1, 3) if entrant.method.processes > 1 else None for entrant in everyone}
+    begun = Begun(splits, (Round({entrant.label: 0.5 for entrant in everyone}, {everyone[0].label: 2.0}),))
+    assert read_begun(path, QUICK, few, everyone, HERE) is None
+    keep_begun(path, QUICK, few, begun, HERE)
+    assert read_begun(path, QUICK, few, everyone, HERE) == begun
+    assert read_speeds(path, QUICK, few) == ({}, None), "nothing of it is told"
+    assert read_begun(path, QUICK, few, everyone[1:], HERE) is None
+    assert read_begun(path, QUICK, few, everyone, replace(HERE, commit="another")) is None
+    assert read_begun(path, QUICK, few, everyone, replace(HERE, machine={"cpu": "another"})) is None
+    with pytest.raises(DataError, match=r"speed\.begun\.json was made with other settings \(train_limit\)"):
+        read_begun(path, replace(QUICK, timed_steps=4), few, everyone, HERE)
+    keep_speeds(path, QUICK, few, {}, HERE)
+    assert not begun_path(path).exists()
+    begun_path(path).write_text("{}")
+    with pytest.raises(DataError, match=r"speed\.begun\.json cannot be read as speeds under way of a race"):
+        read_begun(path, QUICK, few, everyone, HERE)
 
 
 def test_joules_are_those_of_all_processors_or_none(tmp_path: Path) -> None:

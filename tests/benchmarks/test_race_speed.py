@@ -23,12 +23,14 @@ class Meter:
     """What has been used so far."""
 
     used: float = 100.0
+    trained: int = 0
     held: list[Method] = field(default_factory=list)
 
     def train(self, method: Method, crew: object, config: RunConfig) -> list[Trained]:
         steps = QUICK.timed_steps
         averages = steps // method.every if method.kind == "averaged" else 0
         epoch = steps * STEP + averages * AVERAGE
+        self.trained += 1
         self.used += 50.0 + config.train.epochs * epoch
         return [Trained((epoch,) * config.train.epochs, ())] * method.processes
 
@@ -80,3 +82,15 @@ def test_joules_of_a_counter_that_ran_over_do_not_count(meter: Meter, monkeypatc
     monkeypatch.setattr(speed, "joules", lambda: next(readings))
     (entrant, *_) = entrants(QUICK, [BACKPROP])
     assert speed.measure_all(QUICK, [entrant], 1)[entrant.label].joules is None
+
+
+def test_a_measurement_that_was_stopped_goes_on_with_its_rounds(meter: Meter) -> None:
+    """Splits are those found at first, and no round is measured again."""
+    everyone, kept = entrants(QUICK, [BACKPROP]), list[speed.Begun]()
+    whole = speed.measure_all(QUICK, everyone, 3, keep=kept.append)
+    assert [len(begun.rounds) for begun in kept] == [0, 1, 2, 3]
+    trained = meter.trained
+    again = list[speed.Begun]()
+    assert speed.measure_all(QUICK, everyone, 3, kept[2], again.append) == whole
+    assert again == kept[3:] and meter.trained == trained + (trained - len(everyone)) // 3
+    assert speed.measure_all(QUICK, everyone, 3, kept[3]) == whole
