@@ -31,6 +31,7 @@ __all__ = [
     "barrier",
     "build_blocks",
     "choose_device",
+    "common_device",
     "cross_entropy",
     "describe",
     "error_percent",
@@ -81,6 +82,15 @@ def choose_device(member: Member, config: RunConfig) -> torch.device:
     """The device of this process: a GPU of its own where there is one for each, unless the CPU is asked for."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() and config.train.device != "cpu" else 0
     return torch.device("cuda", member.rank) if gpus >= member.size else torch.device("cpu")
+
+
+def common_device(most: int) -> str:
+    """`--device` for methods that are compared, of which one has `most` processes: GPUs for all of them or for none.
+
+    Else, on a single GPU, pipelines of ours would share it while others of as many processes compute on cores.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return "auto" if gpus >= most else "cpu"
 
 
 def open_batches(config: RunConfig, device: torch.device) -> Batches:

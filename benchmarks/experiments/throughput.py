@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.contenders.common import CHEAP_HEAD, Use, processes
+from benchmarks.contenders.common import CHEAP_HEAD, Use, common_device, processes
 from benchmarks.contenders.footprint import peak_memory
 from benchmarks.contenders.methods import Method, baselines, split_of
 from benchmarks.contenders.torch_schedules import CHUNKS, equal_parts
@@ -76,7 +76,8 @@ def _config(size: _Size, count: int) -> RunConfig:
     model = next(name for name in _NETWORKS if ModelConfig(model=name).blocks >= count * max(CHUNKS.values()))
     # A test sample is needed, because the last epoch is always evaluated; it lies outside the clock.
     data = DataConfig(dataset="synthetic", train_limit=size.batch * size.steps, test_limit=size.batch)
-    train = TrainConfig(batch_size=size.batch, decoder_dim=2048, epochs=2, eval_every=2)
+    device = common_device(count)
+    train = TrainConfig(batch_size=size.batch, decoder_dim=2048, epochs=2, eval_every=2, device=device)
     return RunConfig(data=data, model=ModelConfig(model=model, width=size.width), train=train)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.contenders.arithmetic import counted
-from benchmarks.contenders.common import Trained
+from benchmarks.contenders.common import Trained, common_device
 from benchmarks.contenders.footprint import joules, peak_memory
 from benchmarks.contenders.methods import Method, split_of
 from benchmarks.harness.crew import Crew
@@ -64,6 +64,11 @@ def timed(task: Task, epochs: int = 2) -> RunConfig:
     return override(task.config, {**values, "queue_depth": _QUEUE_DEPTH})
 
 
+def _here(task: Task, epochs: int = 2) -> RunConfig:
+    """`timed`, on the devices that this machine has for everyone."""
+    return override(timed(task, epochs), {"device": common_device(PROCESSES)})
+
+
 class _Bench:
     """Trains methods of a task for a few steps, in crews that stay."""
 
@@ -85,7 +90,7 @@ class _Bench:
         return Round(seconds, used)
 
     def _train(self, method: Method, epochs: int, split: Split = None) -> Sequence[Trained]:
-        return method.train(self._crews[method.processes], method.configured(timed(self._task, epochs), split))
+        return method.train(self._crews[method.processes], method.configured(_here(self._task, epochs), split))
 
     def _seconds(self, method: Method, split: Split) -> float:
         """Of a step."""
@@ -136,7 +141,7 @@ def measure_all(
 def _speed(task: Task, entrant: Entrant, begun: Begun) -> Speed:
     """Of the rounds, and the memory, which is measured here."""
     label, method = entrant.label, entrant.method
-    held = sum(peak_memory(_averaging(method), method.configured(timed(task), begun.splits[label])))
+    held = sum(peak_memory(_averaging(method), method.configured(_here(task), begun.splits[label])))
     used = [turn.joules[label] for turn in begun.rounds if label in turn.joules]
     seconds = tuple(turn.seconds[label] for turn in begun.rounds)
     return Speed(seconds, held, statistics.median(used) if used else None)

@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.contenders.common import Mixed, Trained
+from benchmarks.contenders.common import Mixed, Trained, choose_device
 from benchmarks.contenders.methods import Method, baselines, train
 from benchmarks.contenders.schedules import SCHEDULES, train_scheduled
+from benchmarks.experiments import throughput
 from benchmarks.experiments.heads import difference
 from benchmarks.harness.crew import Crew, Member
 from pipeline.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig, override
 from pipeline.errors import ConfigError
+from pipeline.runtime.devices import device_named
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -56,6 +58,18 @@ def test_difference_of_means_has_welchs_standard_error() -> None:
 def test_a_schedule_wants_equal_microbatches(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^batches of 32 cannot be cut into 5 equal microbatches; 8 are equal$"):
         train_scheduled(Member(0, 2, 1), CONFIG, name, 5)
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2, 4])
+def test_all_methods_are_on_gpus_or_none_is(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a single GPU, which two processes of ours would share."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = throughput._config(throughput._QUICK, 2)
+    members = [Member(0, 1, 1), Member(0, 2, 1), Member(1, 2, 1)]
+    ours = [device_named(config.train.device, member.rank) for member in members]
+    assert ours == [choose_device(member, config) for member in members]
+    assert {device.type for device in ours} == {"cuda" if gpus >= 2 else "cpu"}
 
 
 def with_one_thread(member: Member, method: Method, config: RunConfig) -> Trained:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import pytest
+import torch
 
 from benchmarks.contenders.common import Trained
 from benchmarks.contenders.methods import Method
@@ -25,17 +26,20 @@ class Meter:
     used: float = 100.0
     trained: int = 0
     held: list[Method] = field(default_factory=list)
+    devices: set[str] = field(default_factory=set)
 
     def train(self, method: Method, crew: object, config: RunConfig) -> list[Trained]:
         steps = QUICK.timed_steps
         averages = steps // method.every if method.kind == "averaged" else 0
         epoch = steps * STEP + averages * AVERAGE
         self.trained += 1
+        self.devices.add(config.train.device)
         self.used += 50.0 + config.train.epochs * epoch
         return [Trained((epoch,) * config.train.epochs, ())] * method.processes
 
     def memory(self, method: Method, config: RunConfig) -> list[float]:
         self.held.append(method)
+        self.devices.add(config.train.device)
         return [STEP + (AVERAGE if method.kind == "averaged" and method.every == 1 else 0.0)] * method.processes
 
 
@@ -70,6 +74,15 @@ def test_averages_of_replicas_are_in_all_that_a_step_takes(meter: Meter) -> None
         assert [*taken.seconds, taken.joules] == pytest.approx([share, share]), line.name
         assert taken.megabytes == 2 * (STEP + AVERAGE), line.name
     assert found["backprop, one process"] == speed.Speed((STEP,), STEP, STEP)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(1, "cpu"), (2, "auto")])
+def test_everyone_is_on_a_gpu_or_nobody(meter: Meter, gpus: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of ours would share a GPU, on which those of DDP would not be."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    speed.measure_all(QUICK, entrants(QUICK, lines(QUICK)), 1)
+    assert meter.devices == {device}
 
 
 def test_without_a_meter_no_joules_are_told(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
