@@ -13,7 +13,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.errors import first_line
 from pipeline.learning.graphs import CudaGraphs, Graphs, Replay
 
-__all__ = ["CapturedStep", "Step", "captured"]
+__all__ = ["CapturedStep", "Step", "captured", "warming_steps"]
 
 Step = Callable[[Tensor, Tensor], None]
 """Learn from images [B, C, H, W] and labels [B], both on the device."""
@@ -28,6 +28,17 @@ def captured(step: Step, config: TrainConfig, device: torch.device) -> Step:
     if config.capture == "off" or device.type != "cuda":
         return step
     return CapturedStep(step, config.batch_size, partial(CudaGraphs, device))
+
+
+def warming_steps(wanted: int, device: str) -> int:
+    """Steps of an epoch after which everybody's are captured, on a GPU: ours are sooner than those of backprop.
+
+    Args:
+        wanted: without any capture, and at least.
+        device: that `--device` asks for.
+    """
+    captures = device != "cpu" and torch.cuda.is_available()
+    return max(wanted, _WARM_UP + 1) if captures else wanted
 
 
 class CapturedStep:

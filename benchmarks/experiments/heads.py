@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from benchmarks.contenders.captured import warming_steps
 from benchmarks.contenders.common import CHEAP_HEAD, barrier, choose_device
 from benchmarks.contenders.heads import CANDIDATES, with_head
 from benchmarks.contenders.methods import Method
@@ -167,11 +168,12 @@ def _backprop(member: Member, config: RunConfig, head: str) -> float:
 
 def _time_all(size: _Size, crew: Crew) -> dict[str, list[float]]:
     """Seconds of a step of vgg8b on synthetic images, all cores, alternatives interleaved; a first round warms up."""
-    steps, batch = 2, 32
+    train = TrainConfig(batch_size=32, epochs=2, eval_every=2, decoder_dim=2048, threads=len(cores()))
+    steps = warming_steps(2, train.device)
     config = RunConfig(
-        data=DataConfig(dataset="synthetic", train_limit=steps * batch, test_limit=batch),
+        data=DataConfig(dataset="synthetic", train_limit=steps * train.batch_size, test_limit=train.batch_size),
         model=ModelConfig(model="vgg8b", width=size.timed_width),
-        train=TrainConfig(batch_size=batch, epochs=2, eval_every=2, decoder_dim=2048, threads=len(cores())),
+        train=train,
     )
     seconds: dict[str, list[float]] = {name: [] for name in ("backprop", *size.heads)}
     for name in shown(list(seconds) * (size.rounds + 1), "steps of every head"):

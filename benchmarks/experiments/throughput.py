@@ -7,8 +7,9 @@ is two epochs of a few batches: the first one warms up, the second is timed on t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from benchmarks.contenders.captured import warming_steps
 from benchmarks.contenders.common import CHEAP_HEAD, Use, common_device, processes
 from benchmarks.contenders.footprint import peak_memory
 from benchmarks.contenders.methods import Method, baselines, split_of
@@ -52,7 +53,8 @@ _QUICK = _Size(width=0.125, batch=32, microbatches=4, steps=3, rounds=3)
 
 def run(quick: bool, count: int | None = None) -> Result:
     """Measure vgg8b on synthetic images of 32x32x3, or vgg19 where `count` processes need more blocks."""
-    size, count = (_QUICK if quick else _FULL), count or processes()
+    count = count or processes()
+    size = _sized(_QUICK if quick else _FULL, count)
     config, methods = _config(size, count), _methods(count, size)
     with Crew(1) as solo, Crew(count) as team:
         crews = {1: solo, count: team}
@@ -70,6 +72,11 @@ def run(quick: bool, count: int | None = None) -> Result:
     rows = [_row(method, seconds, size, config.model.model) for method in methods]
     stages = [row for method in methods for row in _stage_rows(method, uses[method], memory.get(method, []), size)]
     return Result([*rows, *stages], _targets(seconds), bars("samples_per_second", rows))
+
+
+def _sized(size: _Size, count: int) -> _Size:
+    """With so many steps that nothing is captured in those that are timed."""
+    return replace(size, steps=warming_steps(size.steps, common_device(count)))
 
 
 def _config(size: _Size, count: int) -> RunConfig:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.contenders.arithmetic import counted
+from benchmarks.contenders.captured import warming_steps
 from benchmarks.contenders.common import Trained, common_device
 from benchmarks.contenders.footprint import joules, peak_memory
 from benchmarks.contenders.methods import Method, split_of
@@ -65,8 +66,14 @@ def timed(task: Task, epochs: int = 2) -> RunConfig:
 
 
 def _here(task: Task, epochs: int = 2) -> RunConfig:
-    """`timed`, on the devices that this machine has for everyone."""
-    return override(timed(task, epochs), {"device": common_device(PROCESSES)})
+    """`timed`, on the devices that this machine has for everyone, in as many steps as it takes to warm up there."""
+    values = {"device": common_device(PROCESSES), "train_limit": _steps(task) * task.config.train.batch_size}
+    return override(timed(task, epochs), values)
+
+
+def _steps(task: Task) -> int:
+    """Of an epoch that is timed."""
+    return warming_steps(task.timed_steps, common_device(PROCESSES))
 
 
 class _Bench:
@@ -94,12 +101,12 @@ class _Bench:
 
     def _seconds(self, method: Method, split: Split) -> float:
         """Of a step."""
-        return max(one.seconds[-1] for one in self._train(method, 2, split)) / self._task.timed_steps
+        return max(one.seconds[-1] for one in self._train(method, 2, split)) / _steps(self._task)
 
     def _joules(self, method: Method, split: Split) -> float:
         """Of a step: what another epoch takes, so that start and data fall out. NaN where the meters do not tell."""
         one, two = self._used(method, 1, split), self._used(method, 2, split)
-        return (two - one) / self._task.timed_steps
+        return (two - one) / _steps(self._task)
 
     def _used(self, method: Method, epochs: int, split: Split) -> float:
         before = joules()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ from benchmarks.__main__ import main
 from benchmarks.contenders.backprop import backprop_step
 from benchmarks.contenders.captured import CapturedStep
 from benchmarks.contenders.common import Mixed
+from benchmarks.experiments import heads, throughput
 from benchmarks.gpu.equality import CASES, placements
 from benchmarks.gpu.kernels import Kernel, Kernels
 from benchmarks.gpu.steps import Contender, Seen, contenders, rows_and_targets
-from pipeline.config.schema import TrainConfig
+from benchmarks.harness.crew import Crew
+from benchmarks.race import speed
+from benchmarks.race.tasks import tasks
+from pipeline.config.schema import RunConfig, TrainConfig
 from tests.support.recording import StandIn
 
 CPU = torch.device("cpu")
@@ -113,6 +118,45 @@ def test_a_captured_step_of_backprop_has_the_bits_of_a_plain_one(
         assert torch.equal(ours, theirs)
     assert (StandIn.records, StandIn.replays) == ((0, 0) if spoilt else (1, 4))
     assert len(caplog.messages) == spoilt
+
+
+class Asked(Crew):
+    """Notes what it is to train."""
+
+    def call(self, function: object, *args: object, **kwargs: object) -> list[float]:  # type: ignore[override]
+        assert isinstance(args[0], RunConfig)
+        self.config = args[0]
+        return [1.0]
+
+
+def timed_configurations() -> list[RunConfig]:
+    """Of all experiments that time an epoch after one that warms up."""
+    crew = Asked(1)
+    heads._time_all(replace(heads._QUICK, rounds=1), crew)
+    size = throughput._sized(throughput._QUICK, 2)
+    all_tasks = [*tasks(True, "data"), *tasks(False, "data")]
+    return [crew.config, throughput._config(size, 2), *(speed._here(task) for task in all_tasks)]
+
+
+def epoch_of(config: RunConfig) -> int:
+    """Its steps."""
+    assert config.data.train_limit is not None
+    return config.data.train_limit // config.train.batch_size
+
+
+def test_backprop_is_captured_before_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ours is: else it were plain in them, or recorded."""
+    on_cores = [epoch_of(config) for config in timed_configurations()]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    on_gpus = [epoch_of(config) for config in timed_configurations()]
+    for steps in on_gpus:
+        StandIn.records = 0
+        step = CapturedStep(lambda images, labels: None, 1, StandIn)
+        for _ in range(steps):
+            step(torch.zeros(1), torch.zeros(1))
+        assert StandIn.records == 1
+    assert on_cores == [2, 3, 2, 30, 8] and on_gpus == [12, 12, 12, 30, 12], "no more than that asks for"
 
 
 def test_the_loss_of_a_contender_decides_its_network() -> None:
