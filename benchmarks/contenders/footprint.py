@@ -24,7 +24,8 @@ def peak_memory(method: Method, config: RunConfig) -> list[float]:
 
 def _high_water(member: Member) -> float:
     if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e6
+        gpus = range(torch.cuda.device_count())  # all: its own is no longer the current one
+        return sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) / 1e6
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 

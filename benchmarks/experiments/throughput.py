@@ -53,7 +53,7 @@ _QUICK = _Size(width=0.125, batch=32, microbatches=4, steps=3, rounds=3)
 
 def run(quick: bool, count: int | None = None) -> Result:
     """Measure vgg8b on synthetic images of 32x32x3, or vgg19 where `count` processes need more blocks."""
-    count = count or processes()
+    count = count or min(processes(), MOST_PROCESSES)
     size = _sized(_QUICK if quick else _FULL, count)
     config, methods = _config(size, count), _methods(count, size)
     with Crew(1) as solo, Crew(count) as team:

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks.__main__ import EXPERIMENTS, main
 from benchmarks.contenders import handover
+from benchmarks.contenders.methods import Method
 from benchmarks.experiments import gpu, memory, queue, scaling, schedule, throughput, time_to_accuracy
 from benchmarks.harness import report
 from benchmarks.harness.figures import ratio, summarize
@@ -68,6 +69,20 @@ def test_schedules_get_equal_microbatches_whatever_the_number_of_processes(count
     for size in (throughput._FULL, throughput._QUICK):
         found = {method.microbatches for method in throughput._methods(count, size)} - {1}
         assert found and all(size.batch % each == 0 and each >= count for each in found)
+
+
+def test_on_more_gpus_than_there_are_blocks_for_some_stay_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def methods(count: int, size: object) -> list[Method]:
+        assert count == throughput.MOST_PROCESSES
+        raise Asked
+
+    monkeypatch.setattr(throughput, "processes", lambda: 16)
+    monkeypatch.setattr(throughput, "_methods", methods)
+    with pytest.raises(Asked):
+        throughput.run(True)
 
 
 def test_figures_are_median_least_greatest_and_count() -> None:

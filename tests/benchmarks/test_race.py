@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.contenders import footprint
 from benchmarks.contenders.backprop import train_backprop, train_checkpointed
 from benchmarks.contenders.checkpointing import Checkpointed
 from benchmarks.contenders.footprint import joules
@@ -332,6 +333,15 @@ def test_rounds_are_gone_on_with_where_they_were_measured(tmp_path: Path) -> Non
     begun_path(path).write_text("{}")
     with pytest.raises(DataError, match=r"speed\.begun\.json cannot be read as speeds under way of a race"):
         read_begun(path, QUICK, few, everyone, HERE)
+
+
+def test_memory_of_a_gpu_that_is_not_the_current_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has its own, and after a training the first is everybody's current one again."""
+    held = {None: 1e6, 0: 1e6, 1: 7e6}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu=None: held[gpu])
+    assert footprint._high_water(Member(1, 2, 1)) == 8.0
 
 
 def test_joules_are_those_of_all_processors_or_none(tmp_path: Path) -> None:
