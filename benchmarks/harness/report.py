@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,23 @@ from benchmarks.harness.kept import write_text
 from benchmarks.harness.pictures import Bars, Picture, draw
 from pipeline.text import json_text
 
-__all__ = ["Provenance", "Result", "Row", "Target", "at_least", "at_most", "bars", "provenance", "publish", "show"]
+__all__ = [
+    "Provenance",
+    "Result",
+    "Row",
+    "Target",
+    "at_least",
+    "at_most",
+    "bars",
+    "code_digest",
+    "provenance",
+    "publish",
+    "show",
+]
 
 SCHEMA = 1
 _PACKAGES = ("torch", "torchvision", "numpy")
+_ROOT = Path(__file__).resolve().parents[2]
 _COLUMNS = 3  # figures beside each other on a terminal of 80 characters
 
 
@@ -108,6 +123,16 @@ def provenance() -> Provenance:
     return Provenance(_machine(), _versions(), _commit())
 
 
+@cache
+def code_digest() -> str:
+    """Of the code that measures and is measured, as this process first saw it: where files differ from their commit,
+    or there is none, the commit does not tell two versions apart."""
+    found = hashlib.sha256()
+    for path in sorted(each for part in ("pipeline", "launch", "benchmarks") for each in (_ROOT / part).rglob("*.py")):
+        found.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
 def _machine() -> dict[str, Any]:
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "devices": devices}
@@ -134,7 +159,7 @@ def _versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     """The commit measured, marked where the code differs from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).resolve().parents[2])]
+    git = ["git", "-C", str(_ROOT)]
     try:
         commit = _said([*git, "rev-parse", "HEAD"])
         changed = _said([*git, "status", "--porcelain", "--", "pipeline", "launch", "benchmarks/**.py"])

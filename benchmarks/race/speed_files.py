@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.report import Provenance
+from benchmarks.harness.report import Provenance, code_digest
 from benchmarks.race.entrants import Entrant
 from benchmarks.race.kept import keep_of_lines, origin_of, read_of_lines, settings_of
 from benchmarks.race.lines import Line
@@ -51,7 +51,8 @@ def begun_path(path: Path) -> Path:
 def keep_begun(path: Path, task: Task, all_lines: Sequence[Line], begun: Begun, origin: Provenance) -> None:
     """Write what is measured so far of what will be kept at `path`, and where and with what it was begun."""
     name = f"{task.name}: speed, under way"
-    keep_of_lines(begun_path(path), name, origin, settings_of(timed(task)), all_lines, asdict(begun))
+    content = {"code": code_digest(), **asdict(begun)}
+    keep_of_lines(begun_path(path), name, origin, settings_of(timed(task)), all_lines, content)
 
 
 def read_begun(
@@ -62,14 +63,16 @@ def read_begun(
     Rounds are compared with each other, and so must be of one machine and one code. Raises DataError as `read_speeds`.
     """
 
-    def parse(report: Mapping[str, Any]) -> tuple[Begun, Provenance]:
+    def parse(report: Mapping[str, Any]) -> tuple[Begun, Provenance, str | None]:
         splits: dict[str, Split] = {label: found and tuple(found) for label, found in report["splits"].items()}
         rounds = tuple(Round(dict(turn["seconds"]), dict(turn["joules"])) for turn in report["rounds"])
-        return Begun(splits, rounds), origin_of(report)
+        return Begun(splits, rounds), origin_of(report), report.get("code")
 
     found = read_of_lines(begun_path(path), "speeds under way", settings_of(timed(task)), all_lines, parse)
     if found is None:
         return None
-    begun, origin = found
-    same = origin == here and begun.splits.keys() == {entrant.label for entrant in all_entrants}
+    begun, origin, code = found
+    same = (origin, code) == (here, code_digest()) and begun.splits.keys() == {
+        entrant.label for entrant in all_entrants
+    }
     return begun if same else None

@@ -85,6 +85,19 @@ def test_on_more_gpus_than_there_are_blocks_for_some_stay_idle(monkeypatch: pyte
         throughput.run(True)
 
 
+def test_a_digest_of_the_code_tells_versions_without_a_commit_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_ROOT", tmp_path)
+    module = tmp_path / "benchmarks" / "race" / "module.py"
+    module.parent.mkdir(parents=True)
+    found = set[str]()
+    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
+        module.write_text(text)
+        found.add(report.code_digest.__wrapped__())
+    assert len(found) == 2
+
+
 def test_figures_are_median_least_greatest_and_count() -> None:
     figure = summarize([3.0, 1.0, 2.0, 10.0])
     assert (figure.median, figure.minimum, figure.maximum, figure.n) == (2.5, 1.0, 10.0, 4)

@@ -26,7 +26,7 @@ from benchmarks.harness import jobs
 from benchmarks.harness.crew import Crew, CrewError, Member
 from benchmarks.harness.jobs import Core
 from benchmarks.harness.report import provenance
-from benchmarks.race import order, training
+from benchmarks.race import order, speed_files, training
 from benchmarks.race.curves import Curve, looked_after, train_curve
 from benchmarks.race.emulated import Emulated, contests, keep_emulated, read_emulated, stage_costs
 from benchmarks.race.entrants import Entrant, entrants
@@ -313,7 +313,7 @@ def test_a_stopped_measurement_of_seconds_is_gone_on_with(tmp_path: Path, monkey
     assert given == [None, half]
 
 
-def test_rounds_are_gone_on_with_where_they_were_measured(tmp_path: Path) -> None:
+def test_rounds_are_gone_on_with_where_they_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the same code, of the same entrants; they are gone when all is kept."""
     path, few = tmp_path / "speed.json", [BACKPROP, local_line(QUICK, 2, "copy")]
     everyone = entrants(QUICK, few)
@@ -326,6 +326,9 @@ def test_rounds_are_gone_on_with_where_they_were_measured(tmp_path: Path) -> Non
     assert read_begun(path, QUICK, few, everyone[1:], HERE) is None
     assert read_begun(path, QUICK, few, everyone, replace(HERE, commit="another")) is None
     assert read_begun(path, QUICK, few, everyone, replace(HERE, machine={"cpu": "another"})) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(speed_files, "code_digest", lambda: "of other files, no more committed than these were")
+        assert read_begun(path, QUICK, few, everyone, HERE) is None
     with pytest.raises(DataError, match=r"speed\.begun\.json was made with other settings \(train_limit\)"):
         read_begun(path, replace(QUICK, timed_steps=4), few, everyone, HERE)
     keep_speeds(path, QUICK, few, {}, HERE)
