@@ -60,7 +60,8 @@ def read_begun(
 ) -> Begun | None:
     """What has been measured of all these entrants; None where that is nothing, or was measured elsewhere.
 
-    Rounds are compared with each other, and so must be of one machine and one code. Raises DataError as `read_speeds`.
+    Rounds are compared with each other, and so must be of one machine and one code, whatever else has been committed.
+    Raises DataError as `read_speeds`.
     """
 
     def parse(report: Mapping[str, Any]) -> tuple[Begun, Provenance, str | None]:
@@ -72,7 +73,6 @@ def read_begun(
     if found is None:
         return None
     begun, origin, code = found
-    same = (origin, code) == (here, code_digest()) and begun.splits.keys() == {
-        entrant.label for entrant in all_entrants
-    }
-    return begun if same else None
+    everyone = {entrant.label for entrant in all_entrants}
+    there, now = (origin.machine, origin.versions, code), (here.machine, here.versions, code_digest())
+    return begun if there == now and begun.splits.keys() == everyone else None

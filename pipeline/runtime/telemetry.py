@@ -53,6 +53,7 @@ class Telemetry:
         self.stages, self.watch, self.control = stages, watch, control
         self._marks = [Clock() for _ in stages]  # at the start of the epoch
         self._since = self._started = time.perf_counter()  # end of start-up or of the last epoch
+        self._updated = self._started  # when the calls of the last update had returned
         self._epoch_seconds = 0.0
         self._training = self._tested = False
         self._done_in_epoch = self._samples = 0
@@ -78,15 +79,24 @@ class Telemetry:
         elif self._training:
             if packet.kind is not Kind.SNAPSHOT:
                 self._training = False
-                for stage in self.stages:
-                    stage.synchronize()
-                self._epoch_seconds = time.perf_counter() - self._since
+                self._epoch_seconds = self._end_of_updates() - self._since
             for stage in self.stages:
                 stage.check(packet.at)  # also within an epoch: a snapshot takes the place of an older one
+
+    def _end_of_updates(self) -> float:
+        """Not when the first packet after them has come: stages before this one have worked on that meanwhile.
+
+        When a device of its own was done nobody knows; it is by now.
+        """
+        beside = [stage for stage in self.stages if stage.device.type != "cpu"]
+        for stage in beside:
+            stage.synchronize()
+        return time.perf_counter() if beside else self._updated
 
     def after(self, packet: Packet) -> None:
         """It has been worked on."""
         if packet.kind is Kind.TRAIN:
+            self._updated = time.perf_counter()
             self._samples += packet.batch
             self._done_in_epoch += 1
         elif packet.kind is Kind.EVALUATE:

@@ -324,7 +324,7 @@ def test_rounds_are_gone_on_with_where_they_were_measured(tmp_path: Path, monkey
     assert read_begun(path, QUICK, few, everyone, HERE) == begun
     assert read_speeds(path, QUICK, few) == ({}, None), "nothing of it is told"
     assert read_begun(path, QUICK, few, everyone[1:], HERE) is None
-    assert read_begun(path, QUICK, few, everyone, replace(HERE, commit="another")) is None
+    assert read_begun(path, QUICK, few, everyone, replace(HERE, commit="of a page")) == begun
     assert read_begun(path, QUICK, few, everyone, replace(HERE, machine={"cpu": "another"})) is None
     with monkeypatch.context() as patch:
         patch.setattr(speed_files, "code_digest", lambda: "of other files, no more committed than these were")
