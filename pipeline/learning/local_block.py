@@ -18,6 +18,7 @@ from pipeline.learning.norms import norm_biases, prepare_norms
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import TensorSpec
 from pipeline.network.blocks import Block, canonical
+from pipeline.network.buffers import Buffers
 from pipeline.network.manners import Manners
 from pipeline.network.spec import BlockShape, HeadBuilder
 from pipeline.seeding import seed_default_generator, seed_host_generators
@@ -279,9 +280,8 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
 @contextlib.contextmanager
 def _buffers_kept(block: nn.Module) -> Iterator[None]:
     """Leaves the buffers as they were: how often is evaluated, and how far before a stop, decides no bit."""
-    before = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    buffers = Buffers(block)
     try:
         yield
     finally:
-        for name, buffer in block.named_buffers():  # a block may put another tensor in their place
-            buffer.copy_(before[name])
+        buffers.put_back()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, first_line, out_of_memory
 from pipeline.network.blocks import Block, canonical
+from pipeline.network.buffers import Buffers
 from pipeline.network.copies import copied
 from pipeline.network.flops import FlopCounter
 from pipeline.network.formats import lay_out
@@ -113,7 +114,7 @@ class _Trial:
         (features, outputs), macs = self._watch(SIZES[0])
         self._compare((features, outputs), self._watch(SIZES[1])[0], f"in batches of {SIZES[1]}")
         self._learn()
-        trained, buffers = self._generators(), {name: each.clone() for name, each in self.block.named_buffers()}
+        trained, buffers = self._generators(), Buffers(self.block)
         self.block.eval()
         self._compare((features, outputs), self._watch(SIZES[0])[0], "in evaluation")
         if self.single:
@@ -124,7 +125,7 @@ class _Trial:
             self.manners,
             draws_on_host=drawn[0] != evaluated[0],
             draws_in_evaluation=trained != evaluated,
-            writes_in_evaluation=any(not each.equal(buffers[name]) for name, each in self.block.named_buffers()),
+            writes_in_evaluation=buffers.changed(),
         )
         return Trial(features, outputs, macs, manners)
 

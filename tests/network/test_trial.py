@@ -384,16 +384,30 @@ def test_buffers_that_an_evaluation_writes_to_are_noticed() -> None:
         m.seen = m.seen + 1
         return h
 
+    def the_same_twice(m: Any, h: Tensor) -> Tensor:
+        m.seen = h.detach()[0, :2]
+        return h
+
+    def only_in_evaluation(m: Any, h: Tensor) -> Tensor:
+        if not m.training:
+            m.last = h.detach()
+        return h
+
+    def past_autograd(m: Any, h: Tensor) -> Tensor:
+        m.seen.data.add_(1)
+        return h
+
     def only_in_training(m: Any, h: Tensor) -> Tensor:
         return counted(m, h) if m.training else h
 
     found = []
-    for act in (counted, replaced, only_in_training):
+    for act in (counted, replaced, the_same_twice, only_in_evaluation, past_autograd, only_in_training):
         block = Does(act)
         block.register_buffer("seen", torch.zeros(2))
+        block.register_buffer("last", None, persistent=False)
         found.append(shapes_of(block)[0].manners.writes_in_evaluation)
         assert not any(buffer.any() for buffer in block.buffers()), "a copy is tried"
-    assert found == [True, True, False]
+    assert found == [True] * 5 + [False]
 
 
 def test_lazy_layers_get_their_sizes_and_keyed_weights() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
@@ -588,17 +589,51 @@ class Counting(nn.Module):
         return result
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("anew", [False, True], ids=["in place", "anew"])
-def test_a_block_that_writes_to_its_buffers_in_evaluation_is_left_as_it_was(anew: bool) -> None:
+def test_a_block_that_writes_to_its_buffers_in_evaluation_is_left_as_it_was(anew: bool, ema: float) -> None:
     """How often is evaluated would decide weights, and so would how far an evaluation was when a run was stopped."""
+    torch.manual_seed(1)
+    assert_evaluations_leave_it(Counting(anew=anew), ema=ema)
+
+
+class Remembering(nn.Module):
+    """Computes with the mean of the batch before, and keeps what it has computed, in whatever mode it is."""
+
+    mean: Tensor
+    last: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 8)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("last", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x - self.mean)
+        self.mean, self.last = x.detach().mean(0), result.detach()
+        return result
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_block_that_keeps_the_batch_before_is_left_as_it_was(ema: float) -> None:
+    """It writes the same numbers where it sees the same batch twice, and other sizes where batches have others."""
+    torch.manual_seed(1)
+    block = Remembering()
+    assert_evaluations_leave_it(block, ema=ema)
+    assert block.last is None
+
+
+def assert_evaluations_leave_it(block: nn.Module, **values: Any) -> None:
     data = TensorDataset(torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3)
-    states = []
+    test, states = TensorDataset(*data[:13]), []
+    last = nn.Linear(8, 3)
     for every in (1, 3):
-        torch.manual_seed(1)
-        blocks = [Counting(anew=anew), nn.Linear(8, 3)]
-        config = pipeline.TrainConfig(epochs=3, batch_size=8, threads=1, eval_every=every)
-        states.append(pipeline.train(blocks, data, data, config).summary.state_sha256)
-        assert blocks[0].seen == 15, "the batches of training"
+        blocks = [copy.deepcopy(block), copy.deepcopy(last)]
+        config = pipeline.TrainConfig(epochs=3, batch_size=8, threads=1, eval_every=every, **values)
+        states.append(pipeline.train(blocks, data, test, config).summary.state_sha256)
+        if isinstance(blocks[0], Counting) and not values.get("ema"):
+            assert blocks[0].seen == 15, "the batches of training"
     assert states[0] == states[1]
 
 
