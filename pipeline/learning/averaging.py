@@ -94,7 +94,7 @@ def _places(module: nn.Module) -> dict[str, _Place]:
     for prefix, part in module.named_modules(remove_duplicate=False):
         homes: list[tuple[Mapping[str, Tensor | None], bool]] = [(part._parameters, False), (part._buffers, True)]
         for home, buffer in homes:
-            for key in home:
+            for key in home.keys():  # noqa: SIM118  TorchScript's tables cannot be iterated over
                 name = f"{prefix}.{key}" if prefix else key
                 if name in state and state[name].dtype in _DTYPES:
                     found[name] = home, key, buffer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -120,6 +121,27 @@ def test_it_takes_the_place_of_the_weights_for_a_while_and_moves_none() -> None:
     assert {name: x.data_ptr() for name, x in odd.state_dict().items()} == memory
     assert all(torch.equal(x, before[name]) for name, x in odd.state_dict().items())
     assert all(torch.equal(x, kept[name]) for name, x in average.state().items())
+
+
+def test_scripted_modules_have_one_too() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        modules = [torch.jit.script(copy.deepcopy(plain)), plain]
+    for each in modules:
+        average = Average({"": each})
+        average.begin()
+        each.train()(drawn(4, 3))
+        with torch.no_grad():
+            next(each.parameters()).add_(1)
+        follow([average], 0.25)
+        before = each.eval()(drawn(4, 3))
+        with average.in_place():
+            found.append(each(drawn(4, 3)))
+        assert torch.equal(each(drawn(4, 3)), before) and not torch.equal(found[-1], before)
+    assert torch.equal(*found)
 
 
 def test_it_goes_on_from_a_copy_of_its_state() -> None:
