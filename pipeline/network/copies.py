@@ -7,12 +7,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 __all__ = ["copied"]
 
 M = TypeVar("M", bound=nn.Module)
+
+_COPIED = (torch.strided, torch.sparse_coo)  # layouts of tensors that `copy.deepcopy` takes
 
 
 def copied(module: M) -> M:
@@ -35,7 +38,7 @@ def copied(module: M) -> M:
 
 
 def _torch_copies(value: Tensor) -> bool:
-    return value.is_leaf and not isinstance(value, UninitializedBuffer)
+    return value.is_leaf and not isinstance(value, UninitializedBuffer) and value.layout in _COPIED
 
 
 def _copy_of(value: Tensor) -> Tensor:

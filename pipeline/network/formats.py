@@ -22,8 +22,12 @@ def lay_out(module: nn.Module, channels_last: bool) -> None:
     tensors = [*module.parameters(), *module.buffers()]
     users = Counter(_memory(tensor) for tensor in tensors)
     for tensor in tensors:
-        if tensor.ndim == 4 and (not _memory(tensor) or users[_memory(tensor)] == 1):
+        if _is_map(tensor) and (not _memory(tensor) or users[_memory(tensor)] == 1):
             tensor.data = tensor.data.to(memory_format=layout)
+
+
+def _is_map(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.layout == torch.strided
 
 
 def _memory(tensor: Tensor) -> int:
@@ -49,5 +53,5 @@ def _maps(blocks: Sequence[nn.Module]) -> Iterator[tuple[tuple[int, str], Tensor
     """What `lay_out` lays out, by block and name."""
     for index, block in enumerate(blocks):
         for name, tensor in (*block.named_parameters(), *block.named_buffers()):
-            if not is_lazy(tensor) and tensor.ndim == 4:
+            if not is_lazy(tensor) and _is_map(tensor):
                 yield (index, name), tensor

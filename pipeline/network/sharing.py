@@ -42,7 +42,9 @@ def unexpand(block: nn.Module) -> None:
     """
     for prefix, module in block.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is None or is_lazy(tensor) or not (_is_expanded(tensor) or tensor.is_conj() or tensor.is_neg()):
+            if tensor is None or is_lazy(tensor) or tensor.layout != torch.strided:
+                continue
+            if not (_is_expanded(tensor) or tensor.is_conj() or tensor.is_neg()):
                 continue
             if tensor.requires_grad:
                 raise ConfigError(
@@ -83,10 +85,10 @@ def _check_own(index: int, block: nn.Module) -> None:
 
 
 def _tensors(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers that have memory, by what they are called."""
+    """Parameters and buffers that have memory of one piece, as sparse ones have not, by what they are called."""
     for kind, named in (("parameter", block.named_parameters()), ("buffer", block.named_buffers())):
         for name, tensor in named:
-            if not is_lazy(tensor) and not tensor.is_meta and tensor.numel():
+            if not is_lazy(tensor) and not tensor.is_meta and tensor.layout == torch.strided and tensor.numel():
                 yield f"{kind} {name}", tensor
 
 

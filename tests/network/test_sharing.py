@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.network.borrowing import borrowed
+from pipeline.network.formats import lay_out
 from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.sharing import check_separate, unexpand
+from pipeline.network.spec import infer_shapes
 
 
 class Holding(nn.Module):
@@ -55,6 +59,29 @@ def same_data() -> list[nn.Module]:
 def test_memory_of_two_blocks_is_refused(blocks: Callable[[], list[nn.Module]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_separate(blocks())
+
+
+@pytest.mark.parametrize("sparse", [Tensor.to_sparse, Tensor.to_sparse_csr], ids=["coo", "csr"])
+def test_a_sparse_buffer_that_is_not_kept_is_taken(sparse: Callable[[Tensor], Tensor]) -> None:
+    class Spread(Holding):
+        def forward(self, x: Tensor) -> Tensor:
+            spread: Tensor = torch.sparse.mm(self.get_buffer("table"), self.layer(x).T)
+            return spread.T
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, which calls CSR new
+        blocks = [Spread(sparse(torch.eye(4)), persistent=False), nn.Linear(4, 3)]
+    network = given_network(blocks)
+    assert [shape.outputs for shape in infer_shapes(network, (4,))] == [(4,), (3,)]
+    with borrowed(blocks):
+        lay_out(blocks[0], channels_last=True)
+
+
+def test_a_sparse_map_has_no_memory_format() -> None:
+    blocks = [Holding(torch.ones(1, 1, 2, 2).to_sparse(), persistent=False)]
+    with borrowed(blocks):
+        lay_out(blocks[0], channels_last=True)
+    assert blocks[0].get_buffer("table").is_sparse
 
 
 def test_a_norm_without_weights_used_twice_is_refused_when_a_network_is_cut() -> None:
