@@ -127,6 +127,7 @@ class _Recorded:
         assert targets is self._targets
         if self._gradient is not None and gradient is not None and gradient is not self._gradient:
             self._gradient.copy_(gradient)
+        self.block.seed_backward()
         self._update()
         return self._passed
 
@@ -139,7 +140,7 @@ class _Recorded:
         self._out = self.block.compute(self._x)
 
     def _run_update(self) -> None:
-        self._passed = self.block.update(self._targets, self._gradient)
+        self._passed = self.block.learn(self._targets, self._gradient)
         self._gradients = [parameter.grad for parameter in self._parameters()]
 
     def _parameters(self) -> list[torch.nn.Parameter]:

@@ -97,6 +97,7 @@ class LocalBlock:
         self.average = Average(parts) if config.ema else None
         self.gradient_in, self.gradient_out, self.gives = gradient_in, gradient_out, gives
         self.scored: Scored | None = None
+        self._step = 0  # of the last forward
         self._one = torch.ones((), dtype=torch.promote_types(numerics.dtype, torch.float32), device=numerics.device)
         self._features, self._hand_on = self.block.features, self.block.hand_on
         self._judge: Callable[..., tuple[Tensor, Tensor | None]] | None = self.loss
@@ -141,10 +142,18 @@ class LocalBlock:
 
     def seed(self, step: int) -> None:
         """Key the random numbers of the block's next forward."""
+        self._step = step
         key = (self.config.seed, "block", self.index, step)
         if self.manners.draws_on_host:
             seed_host_generators(*key)
         seed_default_generator(self.numerics.device, *key)
+
+    def seed_backward(self) -> None:
+        """Key those of the backward after it, where there are some: other blocks may have come between."""
+        if self.manners.draws_in_backward:
+            key = (self.config.seed, "backward", self.index, self._step)
+            seed_host_generators(*key)
+            seed_default_generator(self.numerics.device, *key)
 
     def compute(self, x: Tensor) -> Tensor:
         """`forward` with whatever random numbers come."""
@@ -167,6 +176,11 @@ class LocalBlock:
         Returns:
             The gradient with respect to the block's input if `gradient_out`, else None.
         """
+        self.seed_backward()
+        return self.learn(targets, gradient)
+
+    def learn(self, targets: Targets, gradient: Tensor | None = None) -> Tensor | None:
+        """`update` with whatever random numbers come."""
         roots: list[Tensor] = []
         gradients: list[Tensor] = []
         if gradient is not None:

@@ -23,6 +23,7 @@ class Manners:
     wants_gradient: bool = False  # of its input: without, its weights get none either
     draws_on_host: bool = False  # from generators of the host that are not the device's
     draws_in_evaluation: bool = False
+    draws_in_backward: bool = False  # or may, by the hooks of its weights
     writes_in_evaluation: bool = False  # to its buffers
 
     def made_up(self, *sizes: int, generator: torch.Generator) -> Tensor:

@@ -99,6 +99,7 @@ class _Trial:
         self.given, self.shape, self.device, self.dtype, self.name = block, shape, device, dtype, name
         self.manners, self.single, self.output = manners, single, output
         self.tried = ""  # last, for people
+        self.draws_in_backward = any(map(_has_hooks, block.parameters()))  # which a copy has not
 
     def run(self) -> Trial:
         devices = [self.device] if self.device.type == "cuda" else []
@@ -125,6 +126,7 @@ class _Trial:
             self.manners,
             draws_on_host=drawn[0] != evaluated[0],
             draws_in_evaluation=trained != evaluated,
+            draws_in_backward=self.draws_in_backward,
             writes_in_evaluation=buffers.changed(),
         )
         return Trial(features, outputs, macs, manners)
@@ -196,7 +198,9 @@ class _Trial:
             out = self.block.hand_on(self.manners.handed(h))
             if h.requires_grad:
                 self._check_own(h, out, x)
+                before = self._generators()
                 (h.float().square().mean() + out.float().mean()).backward()
+                self.draws_in_backward |= self._generators() != before
             elif of_input:
                 raise ConfigError(self._without_gradient())
 
@@ -286,6 +290,11 @@ def _leaves(*results: Tensor) -> Iterator[Tensor]:
         if isinstance(leaf, Tensor):
             yield leaf
         nodes += [before for before, _ in node.next_functions]
+
+
+def _has_hooks(parameter: Tensor) -> bool:
+    """Whether something of a user's happens to its gradient."""
+    return any(getattr(parameter, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks"))
 
 
 def _sizes(block: nn.Module) -> dict[str, list[int]]:

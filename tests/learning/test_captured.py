@@ -209,6 +209,23 @@ class Tosses(nn.Module):
         return x * (self.draw() if self.training else 1.0)
 
 
+class _Noise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] + 0.1 * torch.rand_like(gradients[0])
+
+
+class Noise(nn.Module):
+    """Adds noise to gradients."""
+
+    def forward(self, x: Tensor) -> Any:
+        return _Noise.apply(x)
+
+
 def odd_network(odd: nn.Module) -> Network:
     """Four blocks, one of which cannot be captured."""
     layers = [nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())]
@@ -252,6 +269,21 @@ def test_what_cannot_be_captured_runs_plainly(
     assert reason in captured[0].capture.plain[1]
     (line,) = caplog.messages
     assert line.startswith("block 1 runs plainly, not captured: ") and "\n" not in line
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("loss", ["pred", "glob"])
+def test_numbers_drawn_in_a_backward_are_those_of_a_plain_step(loss: str, device: torch.device) -> None:
+    states = set()
+    torch.use_deterministic_algorithms(device.type == "cuda")
+    try:
+        for capture, split in ((True, (4,)), (True, (2, 2)), (False, (4,))):
+            stages = build(config(loss), device, split, capture=capture, network=odd_network(Noise()))
+            states.add(story(stages, device)[1])
+            assert not any(stage.capture.plain for stage in stages)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(states) == 1
 
 
 def test_a_stage_of_which_nothing_can_be_captured_runs_plainly() -> None:

@@ -114,6 +114,11 @@ def test_a_block_whose_weights_learn_only_with_a_gradient_of_the_input_learns(lo
     assert len(states) == 1
 
 
+def drawn_by_numpy() -> float:
+    """By the generator of all: a method of it would be copied with a generator of its own."""
+    return float(np.random.rand())  # noqa: NPY002  as modules do
+
+
 class Skips(nn.Module):
     """Draws from one of the generators that are not torch's, or from torch's in evaluation."""
 
@@ -125,12 +130,47 @@ class Skips(nn.Module):
         return x * 2 if (self.training or self._always) and self._draw() < 0.5 else x
 
 
-@pytest.mark.parametrize("draw", [random.random, np.random.random])
+@pytest.mark.parametrize("draw", [random.random, drawn_by_numpy])
 def test_numbers_from_other_generators_than_torchs_are_keyed(draw: Callable[[], float]) -> None:
     torch.manual_seed(5)
     layers = [nn.Linear(6, 8), Skips(draw), nn.Linear(8, 8), Skips(draw), nn.Linear(8, 3)]
     states = {trained(layers, (6,), split, how) for split in ((3,), (1, 2)) for how in ("step", "forward")}
     assert len(states) == 1
+
+
+class _Rough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, draw: Callable[[], float]) -> Tensor:
+        ctx.draw = draw
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * (1 + ctx.draw()), None
+
+
+class Roughens(nn.Module):
+    """Draws when it passes a gradient back."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self._draw = draw
+
+    def forward(self, x: Tensor) -> Any:
+        return _Rough.apply(x, self._draw)
+
+
+@pytest.mark.parametrize("loss", ["pred", "glob"])
+@pytest.mark.parametrize(
+    "draw",
+    [random.random, drawn_by_numpy, lambda: float(torch.rand(()))],
+    ids=["Python", "NumPy", "torch"],
+)
+def test_numbers_drawn_in_a_backward_are_keyed(draw: Callable[[], float], loss: str) -> None:
+    torch.manual_seed(5)
+    layers = [nn.Linear(6, 8), Roughens(draw), nn.Linear(8, 8), Roughens(draw), nn.Linear(8, 3)]
+    hows = ("step", "forward")[loss == "glob" :]
+    assert len({trained(layers, (6,), split, how, loss=loss) for split in ((3,), (1, 2)) for how in hows}) == 1
 
 
 def test_numbers_drawn_in_evaluation_are_keyed() -> None:

@@ -375,6 +375,22 @@ def test_draws_from_other_generators_are_noticed_and_undone(draw: Callable[[], f
     assert HostGenerators.now() == before
 
 
+def test_draws_of_a_backward_are_noticed_and_hooks_of_weights_may_draw() -> None:
+    def rough(m: nn.Module, h: Tensor) -> Tensor:
+        if h.requires_grad:
+            h.register_hook(lambda gradient: gradient + torch.randn_like(gradient))
+        return h
+
+    drawing, hooked, followed = Does(rough), Does(lambda m, h: h), Does(lambda m, h: h)
+    next(hooked.parameters()).register_hook(lambda gradient: gradient)
+    next(followed.parameters()).register_post_accumulate_grad_hook(lambda weight: None)
+    quiet = Does(lambda m, h: nn.functional.dropout(h))
+    before = HostGenerators.now()
+    found = [shapes_of(block)[0].manners.draws_in_backward for block in (drawing, hooked, followed, quiet)]
+    assert found == [True, True, True, False]
+    assert HostGenerators.now() == before
+
+
 def test_buffers_that_an_evaluation_writes_to_are_noticed() -> None:
     def counted(m: Any, h: Tensor) -> Tensor:
         m.seen.add_(1)
