@@ -51,7 +51,10 @@ class Method:
         "nothing from the first step; `random` are those of any linear layer",
     )
     label_smoothing: float = option(
-        0.0, "share of every target spread over all classes", Bounds(0.0), given="0 up to below 1"
+        0.0,
+        "share of the target of every cross-entropy that is spread over all classes",
+        Bounds(0.0),
+        given="0 up to below 1",
     )
     similarity_head: str = option("conv", "before the similarity matrix, conv is the paper's", ("conv", "pool-4x4"))
     segments: tuple[int, ...] | int | None = option(

@@ -44,10 +44,14 @@ def learned_by_muon(parameters: Sequence[nn.Parameter], scores: Sequence[nn.Para
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether it has rows to make orthogonal; filters with gaps between them in memory cannot be seen as a matrix."""
-    learns = parameter.requires_grad and parameter.is_floating_point() and parameter.numel() > 0
-    dims = parameter.ndim
-    return learns and (dims == 2 or (dims > 2 and _in_order(parameter, parameter).is_contiguous()))
+    """Whether it has rows to make orthogonal; filters with gaps between them in memory cannot be seen as a matrix.
+
+    Numbers to add or to multiply by are spread over several axes at times: [1, C, 1, 1], or [C, 1] in weight norm.
+    """
+    learns, dims = parameter.requires_grad and parameter.is_floating_point(), parameter.ndim
+    if not learns or dims < 2 or parameter.numel() <= max(parameter.shape):
+        return False
+    return dims == 2 or _in_order(parameter, parameter).is_contiguous()
 
 
 class MuonAndAdam(Optimizer):

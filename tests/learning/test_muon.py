@@ -156,7 +156,8 @@ def test_what_is_no_matrix_in_memory_is_left_to_adam() -> None:
     every_other = nn.Parameter(drawn((4, 4, 6), 1)[:, :, ::2])
     rows = nn.Parameter(drawn((4, 6), 1)[:, ::2])
     vector = nn.Parameter(torch.ones(4))
-    found = learned_by_muon([frozen, empty, every_other, rows, vector], [])
+    scales = [nn.Parameter(torch.ones(shape)) for shape in ((1, 4, 1, 1), (4, 1), (4, 1, 1), (1, 1))]
+    found = learned_by_muon([frozen, empty, every_other, rows, vector, *scales], [])
     assert [id(each) for each in found] == [id(rows)]
 
 
