@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from pipeline.report.attempt import attempt
 from pipeline.report.folder_lock import FolderLock
 from pipeline.report.plots import save_curves
 from pipeline.report.records import EpochRecord, Summary
+from pipeline.runtime.parts import clear, has_saved
 from pipeline.text import json_text
 
 __all__ = ["EVALUATION", "FILES", "RunFolder", "check_kept", "default_folder", "write_whole"]
@@ -75,10 +75,9 @@ class RunFolder:
             if not goes_on:  # else what the run has left so far stays until there is something newer
                 for name in self._held():
                     (self.path / name).unlink()
-                _remove(self.checkpoints)
+                clear(self.checkpoints)
                 (self.path / "metrics.jsonl").touch()
-            if self.checkpoints.is_symlink():
-                raise ConfigError(f"{self.checkpoints} is a link, which is not followed; put the folder in its place")
+            self._check_checkpoints()
         except ConfigError:
             self.close()
             raise
@@ -90,11 +89,18 @@ class RunFolder:
         return [name for name in FILES if os.path.lexists(self.path / name)]
 
     def _check_free(self) -> None:
-        if held := self._held():
+        held = self._held() + [self.checkpoints.name] * has_saved(self.checkpoints)
+        if held:
             raise ConfigError(
                 f"--output {self.path} holds a run already ({', '.join(held)}); choose another folder, add "
                 f"--overwrite, or go on with --resume {self.path}"
             )
+
+    def _check_checkpoints(self) -> None:
+        if self.checkpoints.is_symlink():
+            raise ConfigError(f"{self.checkpoints} is a link, which is not followed; put the folder in its place")
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise ConfigError(f"{self.checkpoints} is no folder, but checkpoints are to lie there; move it away")
 
     def _unwritable(self, error: OSError) -> ConfigError:
         return ConfigError(f"--output {self.path} cannot be written ({error.strerror}); choose another folder")
@@ -202,14 +208,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    """A folder of ours with all that is in it; of a link only that."""
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
 
 
 def _save(weights: Mapping[str, Tensor], path: Path, known: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ is loaded. Names of tensors begin with the block, not with a stage: any placemen
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -30,10 +31,11 @@ from pipeline.errors import DataError, first_line
 from pipeline.learning.packet import Position
 from pipeline.text import json_text
 
-__all__ = ["Checkpoint", "CheckpointWriter", "checkpoints_in", "newest", "prune", "whole_ones"]
+__all__ = ["Checkpoint", "CheckpointWriter", "checkpoints_in", "newest", "prune", "remove_all", "whole_ones"]
 
 _SCHEMA = 1
 _NAME = re.compile(r"epoch-(\d{5,})-step-(\d{9,})")
+_PARTIAL = re.compile(rf"\.{_NAME.pattern}\.partial")
 _BLOCK = re.compile(r"block-(\d{5,})\.safetensors")
 _MANIFEST, _HASH = "manifest.json", "manifest.sha256"
 _MANIFEST_BYTES = 64 << 20  # at most: what is larger is none
@@ -151,6 +153,25 @@ def prune(last: Path, keep: int) -> None:
     found = checkpoints_in(last.parent)
     for path in found[found.index(last) :][keep:]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_all(folder: Path) -> None:
+    """Remove all checkpoints, finished or not, and the folder if nothing is left in it: the rest is somebody else's.
+
+    Of a link only that.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.is_dir():
+        for path in checkpoints_in(folder) + _partial_ones(folder):
+            shutil.rmtree(path)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _partial_ones(folder: Path) -> list[Path]:
+    """What was never finished."""
+    return [path for path in folder.iterdir() if _PARTIAL.fullmatch(path.name) and not path.is_symlink()]
 
 
 def _opened(path: Path) -> Checkpoint:

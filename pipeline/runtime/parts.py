@@ -18,11 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.learning.packet import Position
-from pipeline.runtime.checkpoint_files import Checkpoint, checkpoints_in, whole_ones
+from pipeline.runtime.checkpoint_files import Checkpoint, checkpoints_in, remove_all, whole_ones
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic
 
-__all__ = ["Parts", "find_parts", "has_parts", "own_part"]
+__all__ = ["Parts", "clear", "find_parts", "has_parts", "has_saved", "own_part"]
 
 _TOLD = Topic("parts", list)
 _CHOSEN = Topic("chosen parts", list)
@@ -64,9 +64,21 @@ def own_part(checkpoints: Path, rank: int, since: Position) -> Path:
     return folder
 
 
+def clear(checkpoints: Path) -> None:
+    """Remove what runs have saved here, in parts or whole, and nothing else that may lie beside it."""
+    for folder in _folders(checkpoints):
+        remove_all(folder)
+    remove_all(checkpoints)
+
+
 def has_parts(checkpoints: Path) -> bool:
     """Whether a run has kept its checkpoints in parts, of which one at least is here."""
     return any(_folders(checkpoints))
+
+
+def has_saved(checkpoints: Path) -> bool:
+    """Whether a run has saved anything here, in parts or whole; of a link nobody looks."""
+    return checkpoints.is_symlink() or bool(checkpoints_in(checkpoints)) or has_parts(checkpoints)
 
 
 def find_parts(control: Control, checkpoints: Path) -> Parts | None:

@@ -32,6 +32,10 @@ def finish(
     return folder.finish(RUN.summary, weights or {"0.weight": torch.ones(2)}, exits, [RUN.record], (3,), 2)
 
 
+def begin_anew(path: Path) -> None:
+    RunFolder(str(path), overwrite=True).close()
+
+
 def no(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
@@ -174,6 +178,39 @@ def test_checkpoints_that_are_a_link_are_refused_or_removed(tmp_path: Path) -> N
         RunFolder(str(tmp_path / "run"), overwrite=False, goes_on=True)
     RunFolder(str(tmp_path / "run"), overwrite=True).close()
     assert not (tmp_path / "run" / "checkpoints").exists() and (tmp_path / "elsewhere" / "mine").exists()
+
+
+def test_checkpoints_alone_are_a_run_that_is_not_removed_without_a_word(tmp_path: Path) -> None:
+    for name in ("whole", "part-00001"):
+        place = tmp_path / name / "checkpoints" / ("" if name == "whole" else name)
+        saved = CheckpointWriter(place, Position(1, 4)).finish(Position(1, 4), 0.0, {})
+        with pytest.raises(ConfigError, match=r"holds a run already \(checkpoints\)"):
+            RunFolder(str(tmp_path / name), overwrite=False)
+        assert saved.is_dir()
+        begin_anew(tmp_path / name)
+        assert not (tmp_path / name / "checkpoints").exists()
+
+
+def test_what_others_keep_among_checkpoints_stays(tmp_path: Path) -> None:
+    """As where a project trains in its own folder, `--output .`: that was removed with all that was in it."""
+    checkpoints = tmp_path / "checkpoints"
+    saved = CheckpointWriter(checkpoints, Position(1, 4)).finish(Position(1, 4), 0.0, {})
+    CheckpointWriter(checkpoints, Position(1, 8))  # of a process that has died
+    (checkpoints / "part-00000" / "notes").mkdir(parents=True)
+    (checkpoints / "mine.pt").touch()
+    begin_anew(tmp_path)
+    assert not saved.exists() and {path.name for path in checkpoints.iterdir()} == {"mine.pt", "part-00000"}
+    assert (checkpoints / "part-00000" / "notes").is_dir()
+    (tmp_path / "new" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "new" / "checkpoints" / "mine.pt").touch()
+    RunFolder(str(tmp_path / "new"), overwrite=False).close()
+    assert (tmp_path / "new" / "checkpoints" / "mine.pt").exists()
+
+
+def test_a_file_in_place_of_the_checkpoints_is_told(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(ConfigError, match="checkpoints is no folder, but checkpoints are to lie there; move it away"):
+        RunFolder(str(tmp_path), overwrite=True)
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
