@@ -84,7 +84,8 @@ class CheckpointWriter:
         if folder.is_symlink():
             raise OSError(errno.ELOOP, "a link, which is not followed", str(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._partial, ignore_errors=True)
+        for left in _partial_ones(folder):  # of a process that has died, at whatever position
+            shutil.rmtree(left, ignore_errors=True)
         self._partial.mkdir()
 
     def add(self, tensors: Mapping[str, Tensor], index: int) -> None:

@@ -67,6 +67,14 @@ def test_a_position_is_written_again_after_a_crash(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_a_dead_process_has_left_half_written_goes_with_the_next_one(tmp_path: Path) -> None:
+    """A run that was killed goes on to other positions, and each kill left a folder as large as a checkpoint."""
+    CheckpointWriter(tmp_path, FIRST).add(state(1.0)[0], 0)
+    (tmp_path / ".mine.partial").mkdir()
+    there = written(tmp_path, SECOND)
+    assert {path.name for path in tmp_path.iterdir()} == {there.name, ".mine.partial"}
+
+
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     last = [written(tmp_path, Position(epoch, epoch)) for epoch in (1, 2, 10, 100_000)][-1]
     prune(last, 2)
