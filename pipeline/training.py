@@ -18,7 +18,6 @@ from pipeline.config.method import Method
 from pipeline.config.paths import absolute, check_working_folder, expanded
 from pipeline.config.resume import AUTO
 from pipeline.config.schema import ModelConfig, RunConfig, TrainConfig
-from pipeline.config.toml import to_toml
 from pipeline.data.batches import Batches
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.learning.numerics import Numerics
@@ -225,9 +224,6 @@ def _train(
     torch.set_num_threads(layout.threads[world.rank])
     keeping = Keeping(job.effective(config), job.dataset, job.model, sizes)
     told = control.together("resume", lambda: keeping.go_on(beginning))
-    if folder is not None:
-        folder.write_config(to_toml(keeping.config))
-        folder.restore(keeping.records)
     world.bulk.from_first(_buffers(job.given) | _state(job.given))
     build = partial(build_stage, working, layout.network, layout.shapes, layout.classes, layout.split)
     stages = [build(index, numerics, sizes.steps_per_epoch) for index in topology.stages_of(world.rank)]
@@ -235,6 +231,7 @@ def _train(
     if batches is not None:
         prepare(stages[0].blocks[0].block, batches)
     links = world.links(device)
+    control.together("run folder", lambda: keeping.begin(folder))  # now that mistakes have been found
     report_plan(control, stages, layout)
     plan = None
     if batches is not None:

@@ -130,6 +130,11 @@ class Keeping:
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }
 
+    def begin(self, folder: RunFolder | None) -> None:
+        """Write into the run folder, if there is one, what the run is and what it has done. Raises as that."""
+        if folder is not None:
+            folder.begin(to_toml(self.config), self.records)
+
     def go_on(self, beginning: Beginning) -> list[str]:
         """What a person should know of where the run begins; the epochs before are the run's from now on.
 

@@ -54,12 +54,13 @@ def check_kept(state: Mapping[str, Tensor]) -> None:
 class RunFolder:
     """Creates the folder at once, so that a wrong path, or one that holds a run, is refused before any training.
 
-    No other run can have it until `close`.
+    No other run can have it until `close`. What an earlier one has left stays until `begin`, so that a mistake found
+    in between costs nothing, and is no run in the way of the next try.
     """
 
     def __init__(self, path: str, *, overwrite: bool, goes_on: bool = False) -> None:
         self.path = Path(path)
-        self._config = ""
+        self._config, self._goes_on = "", goes_on
         self._untold: list[str] = []  # lines of metrics.jsonl that could not be written yet
         new = not (overwrite or goes_on)
         if new:
@@ -72,18 +73,10 @@ class RunFolder:
         try:
             if new:
                 self._check_free()  # from a run that has come and gone before this one got the lock, too
-            if not goes_on:  # else what the run has left so far stays until there is something newer
-                for name in self._held():
-                    (self.path / name).unlink()
-                clear(self.checkpoints)
-                (self.path / "metrics.jsonl").touch()
             self._check_checkpoints()
         except ConfigError:
             self.close()
             raise
-        except OSError as error:
-            self.close()
-            raise self._unwritable(error) from error
 
     def _held(self) -> list[str]:
         return [name for name in FILES if os.path.lexists(self.path / name)]
@@ -98,8 +91,9 @@ class RunFolder:
 
     def _check_checkpoints(self) -> None:
         if self.checkpoints.is_symlink():
-            raise ConfigError(f"{self.checkpoints} is a link, which is not followed; put the folder in its place")
-        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            if self._goes_on:  # else the link will be removed
+                raise ConfigError(f"{self.checkpoints} is a link, which is not followed; put the folder in its place")
+        elif self.checkpoints.exists() and not self.checkpoints.is_dir():
             raise ConfigError(f"{self.checkpoints} is no folder, but checkpoints are to lie there; move it away")
 
     def _unwritable(self, error: OSError) -> ConfigError:
@@ -113,6 +107,22 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints, which is made by the first one."""
         return self.path / "checkpoints"
+
+    def begin(self, toml: str, records: Sequence[EpochRecord]) -> None:
+        """The run begins, with what is known of its epochs so far. Raises ConfigError where it cannot be written.
+
+        Where it does not go on in its own folder, all of the run before goes; else that stays until there is something
+        newer.
+        """
+        try:
+            if not self._goes_on:
+                for name in self._held():
+                    (self.path / name).unlink()
+                clear(self.checkpoints)
+            self.write_config(toml)
+            self.restore(records)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def write_config(self, toml: str) -> None:
         self._config = toml

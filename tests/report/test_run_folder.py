@@ -33,7 +33,9 @@ def finish(
 
 
 def begin_anew(path: Path) -> None:
-    RunFolder(str(path), overwrite=True).close()
+    folder = RunFolder(str(path), overwrite=True)
+    folder.begin("x = 1", [])
+    folder.close()
 
 
 def no(*_: Any, **__: Any) -> None:
@@ -100,8 +102,29 @@ def test_what_was_evaluated_of_a_run_goes_with_its_weights(tmp_path: Path) -> No
         assert not [name for name in EVALUATION if (tmp_path / name).exists()]
     for name in EVALUATION:
         (tmp_path / name).touch()
-    RunFolder(str(tmp_path), overwrite=True).close()
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    begin_anew(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "metrics.jsonl"]
+
+
+def test_a_mistake_that_is_found_before_the_run_begins_costs_nothing(tmp_path: Path) -> None:
+    """Such as weights that are not there: the folder was in the way of the next try, the run before was lost."""
+    RunFolder(str(tmp_path / "new"), overwrite=False).close()
+    RunFolder(str(tmp_path / "new"), overwrite=False).close()
+    folder = RunFolder(str(tmp_path / "old"), overwrite=False)
+    folder.begin("x = 1", [])
+    finish(folder)
+    folder.close()
+    before = sorted((tmp_path / "old").iterdir())
+    RunFolder(str(tmp_path / "old"), overwrite=True).close()
+    assert sorted((tmp_path / "old").iterdir()) == before
+    begin_anew(tmp_path / "old")
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["config.toml", "metrics.jsonl"]
+
+
+def test_what_cannot_be_removed_of_a_run_before_is_told(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be written \(Is a directory\); choose another folder"):
+        begin_anew(tmp_path)
 
 
 def test_an_epoch_that_could_not_be_written_down_comes_with_the_next(
@@ -162,7 +185,6 @@ def test_no_link_in_it_is_followed_out(tmp_path: Path, name: str, suffix: str, g
 def test_metrics_that_have_become_a_link_are_not_written_to(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "run"), overwrite=False)
     (tmp_path / "victim").touch()
-    (tmp_path / "run" / "metrics.jsonl").unlink()
     (tmp_path / "run" / "metrics.jsonl").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="symbolic links"):
         folder.append(RUN.record)
@@ -176,7 +198,7 @@ def test_checkpoints_that_are_a_link_are_refused_or_removed(tmp_path: Path) -> N
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="run/checkpoints is a link, which is not followed; put the folder in its"):
         RunFolder(str(tmp_path / "run"), overwrite=False, goes_on=True)
-    RunFolder(str(tmp_path / "run"), overwrite=True).close()
+    begin_anew(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists() and (tmp_path / "elsewhere" / "mine").exists()
 
 

@@ -62,8 +62,8 @@ def test_a_restart_begins_its_own_folder_anew_and_no_other(tmp_path: Path) -> No
             with refused:
                 begun(folder, world(store, 0))
     restarted = world(store, 1)
-    begun(own, restarted)
-    assert not (own / "config.toml").exists()
+    begun(own, restarted).begin("[data]", [])
+    assert (own / "config.toml").read_text() == "[data]"
     with pytest.raises(ConfigError, match="own holds a run already"):
         begun(own, restarted)  # a second run of this attempt
     with pytest.raises(ConfigError, match="other holds a run already"):
