@@ -112,7 +112,8 @@ def gather_summary(
     seconds = sum(record.seconds for record in records)  # on the last stage's clock
     samples = sizes.trained_samples(config.batch_size) * config.epochs
     last = records[-1]
-    assert last.test_error_percent is not None and last.block_test_error_percent is not None
+    assert last.block_test_error_percent is not None, "the last epoch has an evaluation"
+    test_error = last.test_error_percent
     tested = [r.test_error_percent for r in records if r.test_error_percent is not None]
     return Summary(
         dataset=plan.dataset,
@@ -128,7 +129,7 @@ def gather_summary(
         parameters=sum(part.parameters for part in parts),
         parameters_local_heads=sum(stage.parameters_local_heads for stage in plan.stages),
         train_error_percent=last.train_error_percent,
-        test_error_percent=last.test_error_percent,
+        test_error_percent=math.nan if test_error is None else test_error,  # a checkpoint has no word for nan
         best_test_error_percent=min((error for error in tested if not math.isnan(error)), default=math.nan),
         block_test_error_percent=last.block_test_error_percent,
         train_seconds=seconds,

@@ -152,7 +152,7 @@ class Keeping:
         """The epochs before a checkpoint, and what a person should know before this run goes on from it.
 
         Raises:
-            ConfigError: it was saved by a run that learns something else.
+            ConfigError: it was saved by a run that learns something else, or has come further than this one is to.
             DataError: it was saved by a run on other data, or its manifest is none of this version.
         """
         where = f"checkpoint {checkpoint.path}"
@@ -174,9 +174,25 @@ class Keeping:
         ):
             if was != now:
                 raise DataError(f"{where} was saved with {name} {was}, but it is {now} now; go on with what it was")
+        self._check_end(checkpoint.at, records, where)
         if versions.get("torch") != str(torch.__version__):
             notes.append(f"torch was {versions.get('torch')} and is {torch.__version__}: the last bits may differ")
         return records, notes
+
+    def _check_end(self, at: Position, records: Sequence[EpochRecord], where: str) -> None:
+        """Raise ConfigError unless a run that is `at` a position after these epochs can end when this one is to.
+
+        It is not cut back, and its last epoch has an evaluation.
+        """
+        train = self.config.train if isinstance(self.config, RunConfig) else self.config
+        whole = at.step <= (at.epoch - 1) * self.sizes.steps_per_epoch
+        tested = not records or records[-1].block_test_error_percent is not None
+        least = at.epoch - 1 if whole and tested else at.epoch
+        if train.epochs < least:
+            raise ConfigError(
+                f"{where} is at epoch {at.epoch}, step {at.step} of its run, which cannot end after --epochs "
+                f"{train.epochs}; give at least {least}, or begin a run of its own"
+            )
 
 
 def load(

@@ -119,6 +119,36 @@ def test_a_run_of_which_an_evaluation_is_left_ends_with_its_own_speed(tmp_path: 
     assert resumed.train_seconds == 0 and math.isnan(resumed.samples_per_second)
 
 
+def test_a_run_is_not_cut_back_to_fewer_epochs_than_it_has_trained(tmp_path: Path) -> None:
+    """It ended as one of so few, with the weights of more; where the last of them has no test error in a traceback."""
+    config, output = vary(SMALL, epochs=3, eval_every=2, checkpoint_every=3, keep=9), str(tmp_path / "run")
+    whole = run(config, Options(output)).summary
+    steps = whole.steps // 3
+    assert steps % 3, "the end of an epoch is not saved for its own sake"
+    for path in checkpoints_in(tmp_path / "run" / "checkpoints"):
+        at = [int(part) for part in re.findall(r"\d+", path.name)]
+        if at[1] < 2 * steps:  # within the second epoch
+            break
+        shutil.rmtree(path)
+    told = rf"is at epoch 2, step {at[1]} of its run, which cannot end after --epochs 1; give at least 2"
+    with pytest.raises(ConfigError, match=told):
+        run(vary(config, epochs=1), Options(output, resume=output))
+    assert run(vary(config, epochs=2), Options(output, resume=output)).summary.steps == 2 * steps
+    with pytest.raises(ConfigError, match=r"which cannot end after --epochs 1; give at least 2"):
+        run(vary(config, epochs=1), Options(output, resume=output))
+
+
+def test_a_run_does_not_end_with_an_epoch_that_was_not_evaluated(tmp_path: Path) -> None:
+    config, output = vary(SMALL, epochs=2, eval_every=2), str(tmp_path / "run")
+    whole = run(config, Options(output)).summary
+    newest, before = checkpoints_in(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(newest)
+    assert before.name.startswith("epoch-00002-"), "after the first"
+    with pytest.raises(ConfigError, match=r"which cannot end after --epochs 1; give at least 2"):
+        run(vary(config, epochs=1), Options(output, resume=output))
+    assert run(config, Options(output, resume=output)).summary.state_sha256 == whole.state_sha256
+
+
 def test_another_folder_takes_the_rest_of_a_run(undisturbed: Path, tmp_path: Path) -> None:
     source = cut_off(begun(undisturbed, "one"), tmp_path / "run", leave=1)
     before = sorted(path.name for path in source.rglob("*"))
