@@ -40,7 +40,7 @@ from pipeline.runtime.cores import staying_on
 from pipeline.runtime.exclusive import only_run
 from pipeline.runtime.failures import failures_told
 from pipeline.runtime.feed import Feed
-from pipeline.runtime.parts import Parts
+from pipeline.runtime.parts import Parts, has_saved
 from pipeline.runtime.preparation import prepare
 from pipeline.runtime.requests import Requests
 from pipeline.runtime.resume import split_of
@@ -353,9 +353,16 @@ def _begin(options: Options, closing: contextlib.ExitStack, parts: Parts | None)
 
 
 def _taken_over(options: Options, world: World) -> Options:
-    """Go on in the run folder that an earlier attempt of this launch has begun, if one has; process 0 alone asks."""
+    """Go on in the run folder that an earlier attempt of this launch has begun, if one has; process 0 alone asks.
+
+    From another run's checkpoint, as that attempt did, where it has saved none of its own.
+    """
     begun = None if options.output is None or world.rank > 0 else world.attempts.begun(_name(options))
-    return options if begun is None else replace(options, output=begun, overwrite=False, resume=AUTO, renames=False)
+    if begun is None:
+        return options
+    if options.resume in (None, AUTO) or has_saved(Path(begun, "checkpoints")):
+        return replace(options, output=begun, overwrite=False, resume=AUTO, renames=False)
+    return replace(options, output=begun, overwrite=True, renames=False)
 
 
 def _name(options: Options) -> str:

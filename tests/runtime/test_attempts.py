@@ -7,13 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 from torch._C._distributed_c10d import HashStore
 
 from pipeline.config.environment import Environment
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.learning.packet import Position
 from pipeline.report.run_folder import RunFolder
 from pipeline.runtime.attempts import Attempts
+from pipeline.runtime.checkpoint_files import CheckpointWriter
 from pipeline.runtime.world import World
 from pipeline.training import Options, _begin, _name, _taken_over
 
@@ -69,6 +72,29 @@ def test_a_restart_begins_its_own_folder_anew_and_no_other(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="other holds a run already"):
         begun(other, restarted)
     assert (other / "summary.json").exists()
+
+
+def test_a_restart_goes_on_from_another_run_until_it_has_saved_by_itself(tmp_path: Path) -> None:
+    """It began from the start, without what it was to go on from, where it had died before its first checkpoint."""
+    store, other, own = HashStore(), tmp_path / "other", tmp_path / "own"
+    written(other / "checkpoints", Position(2, 6))
+    given = Options(str(own), resume=str(other))
+    for attempt in range(3):
+        where, closing = world(store, attempt), ExitStack()
+        with closing:
+            beginning = _begin(_taken_over(given, where), closing, None)
+            assert beginning.folder is not None and beginning.checkpoint is not None
+            beginning.folder.begin("[train]", [])
+            where.attempts.begin(_name(given), str(own))
+            assert beginning.checkpoint.at == Position(2, 6 if attempt < 2 else 9)
+        if attempt == 1:
+            written(own / "checkpoints", Position(2, 9))
+
+
+def written(checkpoints: Path, at: Position) -> None:
+    writer = CheckpointWriter(checkpoints, at)
+    writer.add({"0.w": torch.ones(1)}, 0)
+    writer.finish(at, 0.0, {})
 
 
 def test_a_restart_knows_its_own_folder_by_a_name_that_is_no_utf8(tmp_path: Path) -> None:
