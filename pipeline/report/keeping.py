@@ -76,7 +76,7 @@ def begin(
         return Beginning(_first_free(output))
     if resume is None:
         return Beginning(None if output is None else RunFolder(output, overwrite=overwrite))
-    if resume == AUTO and output is None:
+    if resume == AUTO and (output is None or renames):  # a new name has nothing in it
         raise ConfigError("--resume auto looks into the run folder, but there is none; give --output as well")
     source = output if resume == AUTO and output is not None else resume
     checkpoint, passed = checkpoint_of(source, required=resume != AUTO and parts is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -94,6 +95,14 @@ def test_a_run_that_came_and_went_while_another_started_is_seen(tmp_path: Path) 
         text = message(lambda: RunFolder(str(tmp_path), overwrite=False), ConfigError)
     assert "holds a run already (summary.json)" in text
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_there_is_nothing_to_go_on_from_in_a_folder_that_nobody_has_named(tmp_path: Path) -> None:
+    """Its name has the time in it: the same command began anew each time, without a word."""
+    for output, renames in ((None, False), (str(tmp_path / "run"), True)):
+        text = message(partial(begin, output, overwrite=False, resume="auto", renames=renames), ConfigError)
+        assert text == "--resume auto looks into the run folder, but there is none; give --output as well"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
