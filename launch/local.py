@@ -85,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     known, rest = parser.parse_known_args(arguments)
     if not 1 <= known.processes <= _MOST:
         parser.error(f"--processes is {known.processes}; give 1 to {_MOST}")
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # by itself it kills; the processes begin likewise
     from torch._C._distributed_c10d import TCPStore  # not before the flags are known
 
     listener = socket.create_server((_LOOPBACK, 0))

@@ -42,6 +42,7 @@ class Ending:
             signal.signal(number, self._on_signal)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup, to outlive the terminal
             signal.signal(signal.SIGHUP, self._on_signal)
+        signal.signal(signal.SIGUSR1, lambda *_: None)  # by itself it kills, and there is nothing to save yet
         if where.agent_store:
             threading.Thread(target=self._follow, args=(os.getppid(),), name="agent", daemon=True).start()
 

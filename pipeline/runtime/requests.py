@@ -9,9 +9,29 @@ from pipeline.errors import PipelineError
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic
 
-__all__ = ["Requests"]
+__all__ = ["Requests", "Switch"]
 
 _ASKED = Topic("asked", list)
+
+
+class Switch:
+    """On or off, for handlers of signals to turn: an event of threading has a lock, which the thread that is
+    interrupted may hold, and then waits for without end."""
+
+    def __init__(self) -> None:
+        self._on = False
+
+    def set(self) -> None:
+        """Turn it on."""
+        self._on = True
+
+    def clear(self) -> None:
+        """Turn it off."""
+        self._on = False
+
+    def is_set(self) -> bool:
+        """Whether it is on."""
+        return self._on
 
 
 @dataclass(frozen=True)
@@ -22,8 +42,8 @@ class Requests:
         failures: what ends the run is the first of them, known before the thread that trains comes to raise it.
     """
 
-    save: threading.Event = field(default_factory=threading.Event)  # and go on
-    stop: threading.Event = field(default_factory=threading.Event)  # after a save
+    save: Switch = field(default_factory=Switch)  # and go on
+    stop: Switch = field(default_factory=Switch)  # after a save
     heard: threading.Event = field(default_factory=threading.Event)  # the run has begun, and heeds them
     failures: list[PipelineError] = field(default_factory=list)
     failed: threading.Event = field(default_factory=threading.Event)
