@@ -139,7 +139,7 @@ class Saver:
         self._thread.join(1.0)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._jobs.get()) is not None and self._broken is None:
             try:
                 self._save(job)
             except BaseException as error:  # raised again in the main thread
@@ -166,11 +166,14 @@ class Saver:
         writer = CheckpointWriter(self.folder, at)
         try:
             for index, owner in sorted(self.topology.owners().items()):
+                self.check()  # a run that has failed may have given its folder to another one
                 if index in mine:
                     writer.add(mine.pop(index), index)
                 elif not self.run:
                     writer.add(self.bulk.receive_named(owner, f"{at.epoch}/{at.step}/{index}"), index)
-            path = writer.finish(at, job.epoch_s, self._manifest(at))
+            about = self._manifest(at)
+            self.check()
+            path = writer.finish(at, job.epoch_s, about)
         finally:
             writer.close()
         prune(path, max(self.keep, _LAG) if self.run else self.keep)

@@ -21,7 +21,7 @@ from torch._C._distributed_c10d import HashStore
 from pipeline.learning.packet import Position
 from pipeline.learning.stage import Trainable
 from pipeline.runtime import saver as module
-from pipeline.runtime.checkpoint_files import newest
+from pipeline.runtime.checkpoint_files import CheckpointWriter, newest
 from pipeline.runtime.saver import Saver
 from pipeline.runtime.topology import Topology
 from pipeline.transport.bulk import Bulk
@@ -60,3 +60,27 @@ def test_no_copy_outlives_its_checkpoint(saver: Saver, tmp_path: Path) -> None:
 
 def test_one_that_is_never_entered_leaves_no_thread(saver: Saver) -> None:
     assert saver.idle and "saver" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_what_is_half_written_when_a_run_fails_is_never_seen(saver: Saver, tmp_path: Path) -> None:
+    """On a slow disk it was finished later, when another run may have had the folder."""
+    writing, failed = threading.Event(), threading.Event()
+    add = CheckpointWriter.add
+
+    def slowly(writer: CheckpointWriter, tensors: Mapping[str, Tensor], index: int) -> None:
+        writing.set()
+        assert failed.wait(60)
+        add(writer, tensors, index)
+
+    def fail() -> None:
+        with saver:
+            saver.take(Position(1, 1), [STAGE], 0.5)
+            assert writing.wait(60)
+            raise ZeroDivisionError
+
+    with patch.object(CheckpointWriter, "add", slowly):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        failed.set()
+        saver._thread.join(60)
+    assert not saver._thread.is_alive() and list(tmp_path.iterdir()) == []
