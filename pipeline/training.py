@@ -237,7 +237,7 @@ def _train(
     if batches is not None:
         notes = (*batches.notes, *told)
         plan = gather_plan(
-            control, config, topology, sizes, links.transport, dataset=job.dataset, model=job.model, notes=notes
+            control, config, topology, sizes, links.transport, start, dataset=job.dataset, model=job.model, notes=notes
         )
         display.start(plan)
     saver = saver_of(folder, keeping, config, topology, control, start)

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.config.schema import TrainConfig
 from pipeline.learning.balance import shares
+from pipeline.learning.packet import Position
 from pipeline.learning.stage import Stage
 from pipeline.report.attempt import attempt
 from pipeline.report.records import EpochRecord, RunPlan, Summary
@@ -56,12 +57,13 @@ def gather_plan(
     topology: Topology,
     sizes: Sizes,
     transport: Transport,
+    start: Position,
     *,
     dataset: str,
     model: str,
     notes: Sequence[str],
 ) -> RunPlan:
-    """The whole run as laid out, with what is to be noted of its data; in process 0."""
+    """The whole run as laid out, from `start` on, with what is to be noted of its data; in process 0."""
     stages = tuple(PLANS.gather(control, topology.ranks))
     return RunPlan(
         dataset=dataset,
@@ -75,6 +77,7 @@ def gather_plan(
         processes=control.world_size,
         transport=transport.value,
         stages=stages,
+        samples_before=sizes.samples_before(start, config.batch_size),
         notes=(*notes, *_notes(config, transport, stages)),
     )
 

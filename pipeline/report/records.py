@@ -27,6 +27,7 @@ class RunPlan:
     processes: int
     transport: str  # such as "gloo", "nccl", "in process"
     stages: tuple[StagePlan, ...]
+    samples_before: int = 0  # that a run which goes on has trained before
     notes: tuple[str, ...] = ()  # said at start: of the data, and what the promise of exactness does not cover
 
 

@@ -122,11 +122,12 @@ def _untold(index: int, stage: StagePlan) -> StageStatus:
 def _progress(plan: RunPlan, last: StageStatus, width: int) -> RenderableType:
     """Bar of the whole run, rate, time left: as the last stage sees it."""
     total = max(plan.epochs * plan.samples_per_epoch, 1)
+    done = plan.samples_before + last.samples
     rate = last.samples / last.seconds if last.seconds > 0 else 0.0
-    speed, left = (f"{rate:,.0f}", _clock((total - last.samples) / rate)) if rate > 0 else ("-", "-:--")
+    speed, left = (f"{rate:,.0f}", _clock((total - done) / rate)) if rate > 0 else ("-", "-:--")
     epoch = f"epoch {min(last.epoch, plan.epochs)}/{plan.epochs}"  # done is where the next would begin
     phase = {"evaluate": "testing", "train": ""}.get(last.phase, last.phase)
-    share = min(last.samples / total, 1.0)
+    share = min(done / total, 1.0)
     text = f"{percent(share):>4}  {speed} images/s  {left} left  {phase:<8}"
     bar = ProgressBar(total=total, completed=share * total, width=max(8, min(60, width - len(epoch + text) - 5)))
     grid = Table.grid(padding=(0, 2, 0, 0))

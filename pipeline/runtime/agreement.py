@@ -14,6 +14,7 @@ from pipeline.learning.balance import balance, cut_segments, members
 from pipeline.learning.cores import Host, share_cores
 from pipeline.learning.memory import check_buffers, check_memory
 from pipeline.learning.numerics import Numerics
+from pipeline.learning.packet import Position
 from pipeline.learning.profile import ARITHMETIC_UNIT, block_costs, count_costs
 from pipeline.network.spec import BlockShape, Network, infer_shapes
 from pipeline.network.structure import first_difference, parts_of
@@ -56,6 +57,11 @@ class Sizes:
     def trained_samples(self, batch_size: int) -> int:
         """Samples that an epoch trains; a last batch of one is left out."""
         return min(self.train_samples, self.steps_per_epoch * batch_size)
+
+    def samples_before(self, at: Position, batch_size: int) -> int:
+        """Samples that a run has trained when it comes to a position."""
+        steps = at.step - (at.epoch - 1) * self.steps_per_epoch  # of the epoch
+        return (at.epoch - 1) * self.trained_samples(batch_size) + min(self.train_samples, steps * batch_size)
 
 
 SIZES = Topic("sizes", Sizes)

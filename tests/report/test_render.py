@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.learning.packet import Position
 from pipeline.report import render
+from pipeline.runtime.agreement import Sizes
 from tests.support.made_up import drawn, made_up
 
 
@@ -52,6 +54,17 @@ def test_the_rate_is_the_last_stages() -> None:
     first, last = run.states
     states = [replace(first, samples=9000), replace(last, samples=1437 * 6, seconds=10.0)]
     assert "50%  862 images/s  0:10 left" in drawn(render.live_view(run.plan, states, 80, 24))[0]
+
+
+def test_a_run_that_goes_on_counts_what_it_has_done_before_but_not_in_its_rate() -> None:
+    """It began at 0 % again, and told the time of the whole run as what is left."""
+    sizes = Sizes((1, 8, 8), 10, 1437, 360, 12)
+    before = sizes.samples_before(Position(6, 5 * 12 + 6), 128)
+    assert before == 5 * 1437 + 6 * 128
+    assert Sizes((8,), 2, 33, 1, 1).samples_before(Position(2, 1), 32) == 32, "a last batch of one is left out"
+    plan = replace(made_up(1, 1).plan, samples_before=before)
+    state = replace(made_up(1, 1).states[0], samples=1437 * 6 - before, seconds=0.5)
+    assert "50%  1,338 images/s  0:06 left" in drawn(render.live_view(plan, [state], 80, 24))[0]
 
 
 def test_a_run_that_is_done_is_full() -> None:
