@@ -61,7 +61,7 @@ def test_memory_of_two_blocks_is_refused(blocks: Callable[[], list[nn.Module]], 
         check_separate(blocks())
 
 
-@pytest.mark.parametrize("sparse", [Tensor.to_sparse, Tensor.to_sparse_csr], ids=["coo", "csr"])
+@pytest.mark.parametrize("sparse", [Tensor.to_sparse, Tensor.to_sparse_csr], ids=["by coordinates", "by rows"])
 def test_a_sparse_buffer_that_is_not_kept_is_taken(sparse: Callable[[Tensor], Tensor]) -> None:
     class Spread(Holding):
         def forward(self, x: Tensor) -> Tensor:
