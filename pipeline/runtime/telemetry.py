@@ -67,8 +67,8 @@ class Telemetry:
 
     @property
     def seconds(self) -> float:
-        """Training time of the present epoch so far."""
-        return time.perf_counter() - self._since if self._training else self._epoch_seconds
+        """Training time of the present epoch so far, to its last update."""
+        return self._updated - self._since if self._training else self._epoch_seconds
 
     def before(self, packet: Packet) -> None:
         """A packet has been taken. Raises StageFailure where training has diverged, so that of two stages the one

@@ -270,7 +270,7 @@ def test_report_holds_the_promised_keys_and_not_the_name_of_the_host(
 
 
 def test_commit_is_left_open_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "benchmarks" / "harness" / "report.py"))
+    monkeypatch.setattr(report, "_ROOT", tmp_path)
     assert report._commit() is None
 
 

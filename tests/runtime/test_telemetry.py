@@ -57,6 +57,7 @@ def seconds_of_an_epoch(monkeypatch: pytest.MonkeyPatch, stages: Sequence[FakeSt
     clock.now += 2.0
     told.after(train)
     clock.now += 10.0
+    assert told.seconds == 2.0, "also as a snapshot keeps it"
     told.before(evaluate)
     return told.seconds
 
