@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.method import Method
+from pipeline.errors import ConfigError
 from pipeline.learning.averaging import Average
 from pipeline.learning.compiled import compiled
 from pipeline.learning.losses import LocalLoss, OutputLoss, Targets, create_local_loss
@@ -69,6 +70,8 @@ class LocalBlock:
         manners: how the block treats what it is given.
         name: for people.
 
+    Raises ConfigError for weights that no loss would see.
+
     Attributes:
         scored: what the last `update` or `evaluate` made of its batch, where the block has a loss.
         average: of the weights, which is evaluated and kept in their place, where there is one.
@@ -102,6 +105,11 @@ class LocalBlock:
         self._features, self._hand_on = self.block.features, self.block.hand_on
         self._judge: Callable[..., tuple[Tensor, Tensor | None]] | None = self.loss
         self._judges_out = isinstance(self.loss, LocalLoss) and self.loss.judges_handed_on
+        if manners.learns_in_hand_on and not (gradient_in or self._judges_out):
+            raise ConfigError(
+                f"{name} has weights in hand_on, which its loss does not see, so that they cannot learn; move them to "
+                "features, or take a --classifier that judges what is handed on, such as copy"
+            )
         if config.compile:
             self._features = compiled(self._features, f"features_{index}")
             self._hand_on = compiled(self._hand_on, f"hand_on_{index}")

@@ -25,6 +25,7 @@ class Manners:
     draws_in_evaluation: bool = False
     draws_in_backward: bool = False  # or may, by the hooks of its weights
     writes_in_evaluation: bool = False  # to its buffers
+    learns_in_hand_on: bool = False  # by weights that its features do not depend on
 
     def made_up(self, *sizes: int, generator: torch.Generator) -> Tensor:
         """Numbers that it takes."""

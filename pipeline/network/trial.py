@@ -100,6 +100,7 @@ class _Trial:
         self.manners, self.single, self.output = manners, single, output
         self.tried = ""  # last, for people
         self.draws_in_backward = any(map(_has_hooks, block.parameters()))  # which a copy has not
+        self.learns_in_hand_on = False
 
     def run(self) -> Trial:
         devices = [self.device] if self.device.type == "cuda" else []
@@ -128,6 +129,7 @@ class _Trial:
             draws_in_evaluation=trained != evaluated,
             draws_in_backward=self.draws_in_backward,
             writes_in_evaluation=buffers.changed(),
+            learns_in_hand_on=self.learns_in_hand_on,
         )
         return Trial(features, outputs, macs, manners)
 
@@ -198,6 +200,7 @@ class _Trial:
             out = self.block.hand_on(self.manners.handed(h))
             if h.requires_grad:
                 self._check_own(h, out, x)
+                self.learns_in_hand_on |= {*map(id, _leaves(out))} > {*map(id, _leaves(h))}
                 before = self._generators()
                 (h.float().square().mean() + out.float().mean()).backward()
                 self.draws_in_backward |= self._generators() != before

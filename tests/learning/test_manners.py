@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.schema import TrainConfig
+from pipeline.errors import ConfigError
 from pipeline.learning.numerics import Numerics
 from pipeline.learning.packet import Kind, Packet, Position
 from pipeline.learning.stage import Stage, build_stage
+from pipeline.network.blocks import Block
 from pipeline.network.sequential import blocks_from, given_network
 from pipeline.network.spec import infer_shapes
 from tests.support.in_place import Adds
@@ -30,11 +32,7 @@ def trained(
     layers: Sequence[nn.Module], shape: tuple[int, ...], split: tuple[int, ...], how: str, **values: Any
 ) -> str:
     """The state after three steps, by `step`, or by `forward` of all stages before any `update`."""
-    config = TrainConfig(batch_size=6, decoder_dim=32, target_projection=8, lr=1e-2, **values)
-    blocks = blocks_from(nn.Sequential(*copy.deepcopy(list(layers))))
-    network = given_network(blocks)
-    shapes = infer_shapes(network, shape)
-    stages = [build_stage(config, network, shapes, 3, split, index, CPU) for index in range(len(split))]
+    stages = stages_of(blocks_from(nn.Sequential(*copy.deepcopy(list(layers)))), shape, split, **values)
     for step in range(3):
         draw = torch.Generator().manual_seed(step)
         x, labels = torch.randn(6, *shape, generator=draw), torch.randint(3, (6,), generator=draw)
@@ -42,6 +40,13 @@ def trained(
         _learn(stages, packet, how)
         assert len(stages[0].evaluate(packet).x) == 6
     return state_of(stages)
+
+
+def stages_of(blocks: Sequence[Block], shape: tuple[int, ...], split: tuple[int, ...], **values: Any) -> list[Stage]:
+    config = TrainConfig(batch_size=6, decoder_dim=32, target_projection=8, lr=1e-2, **values)
+    network = given_network(blocks)
+    shapes = infer_shapes(network, shape)
+    return [build_stage(config, network, shapes, 3, split, index, CPU) for index in range(len(split))]
 
 
 def _learn(stages: Sequence[Stage], packet: Packet, how: str) -> None:
@@ -209,3 +214,50 @@ def test_a_block_that_views_its_maps_learns_in_every_split(loss: str) -> None:
 )
 def test_activations_of_any_number_of_axes_learn(shape: tuple[int, ...], layers: list[nn.Module]) -> None:
     assert trained(layers, shape, (2,), "step") == trained(layers, shape, (1, 1), "forward")
+
+
+class HandsOn(Block):
+    """With weights in both of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(6, 8), nn.Linear(8, 8)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(x))
+
+    def hand_on(self, h: Tensor) -> Tensor:
+        handed_on: Tensor = self.last(h)
+        return handed_on
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss": "glob"},
+        {"loss": "glob+pred"},
+        {"loss": "pred", "segments": 1},
+        {"loss": "pred", "classifier": "copy", "head_start": "random"},
+    ],
+    ids=str,
+)
+def test_weights_of_what_is_handed_on_learn_where_a_loss_sees_it(values: dict[str, Any]) -> None:
+    torch.manual_seed(5)
+    block = HandsOn()
+    before = block.last.weight.detach().clone()
+    (stage,) = stages_of([block, *blocks_from(nn.Linear(8, 3))], (6,), (2,), **values)
+    packet = Packet.of(Kind.TRAIN, Position(1, 0), torch.ones(6, 6), torch.tensor([0, 1, 2] * 2))
+    stage.step(packet)
+    assert not before.equal(block.last.weight)
+
+
+@pytest.mark.parametrize("values", [{"loss": "pred"}, {"loss": "predsim"}, {"loss": "sim-bio"}], ids=str)
+def test_weights_of_what_is_handed_on_are_refused_where_no_loss_sees_it(values: dict[str, Any]) -> None:
+    told = (
+        r"^linear 0 has weights in hand_on, which its loss does not see, so that they cannot learn; "
+        r"move them to features, or take a --classifier that judges what is handed on, such as copy$"
+    )
+    with pytest.raises(ConfigError, match=told):
+        stages_of([HandsOn(), *blocks_from(nn.Linear(8, 3))], (6,), (2,), **values)
+    with pytest.raises(ConfigError, match="has weights in hand_on"):
+        stages_of([*blocks_from(nn.Linear(4, 6)), HandsOn()], (4,), (2,), **values)
