@@ -17,7 +17,7 @@ from pipeline.config.recipes import recipe
 from pipeline.config.resume import AUTO, placed_anew
 from pipeline.config.schedule import Schedule
 from pipeline.config.schema import RunConfig, override
-from pipeline.config.toml import read_toml
+from pipeline.config.toml import read_run, read_toml
 from pipeline.errors import ConfigError
 
 __all__ = ["EPILOG", "GROUPS", "Command", "Parser", "parse", "reader"]
@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str], world_size: int = 1) -> Command:
     if start.recipe is not None or start.config is not None:
         raise ConfigError(f"--resume {resume} brings its own configuration; drop --recipe and --config")
     folder = expanded("--resume", resume)
-    base = placed_anew(read_toml(f"{folder}/config.toml"), world_size)
+    base = placed_anew(read_run(folder), world_size)
     return Command(config=override(base, given), **{"output": folder, **call})
 
 

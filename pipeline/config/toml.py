@@ -18,7 +18,7 @@ from pipeline.config.schema import SECTIONS, DataConfig, ModelConfig, RunConfig,
 from pipeline.errors import ConfigError
 from pipeline.text import brief, printable, shown
 
-__all__ = ["GONE", "from_toml", "read_data", "read_method", "read_model", "read_toml", "to_toml"]
+__all__ = ["GONE", "from_toml", "read_data", "read_method", "read_model", "read_run", "read_toml", "to_toml"]
 
 P = TypeVar("P")
 
@@ -64,6 +64,12 @@ def read_toml(path: str | os.PathLike[str]) -> RunConfig:
     return from_toml(_read(path, f"--config {path}"), source=path)
 
 
+def read_run(folder: str) -> RunConfig:
+    """Read the `config.toml` of a run that is to go on. Raises as `read_toml`."""
+    path = f"{folder}/config.toml"
+    return from_toml(_read(path, f"--resume {folder}: {path}", "the folder of a run"), source=path)
+
+
 def read_model(path: str) -> tuple[ModelConfig, str]:
     """The network of a `config.toml` and the name of the loss that trained it, whichever version wrote the rest."""
     table = _table(_read(path, path), path)
@@ -103,7 +109,7 @@ def _part(path: str, section: str, part: Callable[..., P], names: Sequence[str])
     return part(**known)
 
 
-def _read(path: str, name: str) -> str:
+def _read(path: str, name: str, wanted: str = "the config.toml of a run") -> str:
     try:
         if Path(path).exists() and not Path(path).is_file():  # a pipe would wait
             raise OSError(errno.EINVAL, "no ordinary file")
@@ -114,7 +120,7 @@ def _read(path: str, name: str) -> str:
         return text
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{name} cannot be read ({reason}); give the config.toml of a run") from error
+        raise ConfigError(f"{name} cannot be read ({reason}); give {wanted}") from error
 
 
 def _table(text: str, source: str) -> dict[str, Any]:

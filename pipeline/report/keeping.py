@@ -21,7 +21,7 @@ from pipeline.report.records import EpochRecord
 from pipeline.report.run_folder import RunFolder
 from pipeline.runtime.agreement import Sizes
 from pipeline.runtime.checkpoint_files import Checkpoint
-from pipeline.runtime.parts import Parts, find_parts, has_parts, own_part
+from pipeline.runtime.parts import Parts, find_parts, own_part
 from pipeline.runtime.resume import checkpoint_of, load_stages, load_weights, weights_of
 from pipeline.runtime.saver import Saver
 from pipeline.runtime.topology import Topology
@@ -50,14 +50,13 @@ class Beginning:
 def look_for_parts(control: Control, output: str | None, resume: str | None) -> Parts | None:
     """The newest whole checkpoint that `--checkpoint-local` has left where process 0 will look, if there is one.
 
-    Every process calls it, process 0 with what it has been asked for.
+    Every process calls it, process 0 with what it has been asked for, and looks on its own disk.
+
+    Raises as `find_parts`.
     """
-    mine = None
-    if control.rank == 0:
-        source = output if resume == AUTO else resume
-        checkpoints = None if source is None else Path(source, "checkpoints")
-        mine = str(checkpoints) if checkpoints is not None and has_parts(checkpoints) else ""
-    checkpoints_of_all = _SOURCE.share(control, mine)
+    source = output if resume == AUTO else resume
+    mine = "" if source is None else str(Path(source, "checkpoints"))
+    checkpoints_of_all = _SOURCE.share(control, mine if control.rank == 0 else None)
     return find_parts(control, Path(checkpoints_of_all)) if checkpoints_of_all else None
 
 

@@ -152,7 +152,8 @@ def prune(last: Path, keep: int) -> None:
     A run that has begun before damaged ones comes by their positions later, and must not lose its own to them.
     """
     found = checkpoints_in(last.parent)
-    for path in found[found.index(last) :][keep:]:
+    begin = found.index(last) if last in found else len(found)  # cleared away by now, with those before it
+    for path in found[begin:][keep:]:
         shutil.rmtree(path, ignore_errors=True)
 
 

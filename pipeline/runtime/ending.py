@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -26,6 +27,7 @@ _HEAD_START_S = 0.5  # how long the others get to find the same mistake before t
 _SAVE_S = 25.0  # for the present step and its checkpoint after a signal: torchrun kills after 30
 _GRACE_S = 10.0  # how long a process waits for torchrun to end it after another one has reported the failure
 _LOOK_S = 1.0  # within which the death of another process is known, after which torchrun ends this one
+_LOOK_AGAIN_S = 0.02
 _ORDER_S = 2.0  # for the thread that trains to end in order once a failure is known
 
 
@@ -34,7 +36,7 @@ class Ending:
 
     def __init__(self, where: Environment) -> None:
         self._where, self._first = where, threading.Lock()
-        self._asked = threading.Event()  # by whoever ends all processes
+        self._asked = False  # by whoever ends all processes
         self._interrupted = ""  # by this signal
         self._asked_at = 0.0  # when the first signal asked a run to end
         self._requests: Requests | None = None
@@ -68,7 +70,7 @@ class Ending:
         if tells:
             tell(f"error: {error}")
         if where.world_size > 1 and not tells and not isinstance(error, Interrupted):
-            self._asked.wait(_GRACE_S)
+            _wait_until(lambda: self._asked, _GRACE_S)
         if where.world_size > 1:
             time.sleep(_HEAD_START_S if tells else 2 * _HEAD_START_S)
         leave_now(status)
@@ -82,7 +84,7 @@ class Ending:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         requests = self._requests
-        self._asked.set()
+        self._asked = True
         if requests is not None and requests.heard.is_set():
             if not self._asked_at:
                 self._end_run(requests)
@@ -133,7 +135,7 @@ class Ending:
             if found is not None and found[1] == where.rank:
                 who = describe(found[0])
                 tell(f"error: {who} died: its process is gone; see its output above, then start the run anew")
-            if found is None and requests is not None and requests.failed.wait(_LOOK_S):
+            if found is None and requests is not None and _wait_until(requests.failed.is_set, _LOOK_S):
                 self._interrupted = ""
                 self.leave(requests.failures[0])
             if not gone and gone is not None:
@@ -151,7 +153,7 @@ class Ending:
         """Lead out where torchrun has died, if this process hangs on what it has from there."""
         while os.getppid() == parent:
             time.sleep(_LOOK_S)
-        self._asked.set()  # there is nobody left to do it
+        self._asked = True  # there is nobody left to do it
         time.sleep(_ORDER_S)
         gone = StageFailure("torchrun has died, which had started the processes of this run; start the run anew")
         gone.rank = self._where.first_here
@@ -162,6 +164,14 @@ class Ending:
         requests.failed.wait()
         time.sleep(_ORDER_S)
         self.leave(requests.failures[0])
+
+
+def _wait_until(happened: Callable[[], bool], limit_s: float) -> bool:
+    """Whether it has within so long. Without a lock: the thread that a signal interrupts may hold it."""
+    end = time.monotonic() + limit_s
+    while not happened() and time.monotonic() < end:
+        time.sleep(_LOOK_AGAIN_S)
+    return happened()
 
 
 def leave_now(status: int) -> NoReturn:

@@ -17,12 +17,16 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.errors import DataError
 from pipeline.learning.packet import Position
 from pipeline.runtime.checkpoint_files import Checkpoint, checkpoints_in, remove_all, whole_ones
 from pipeline.transport.control import Control
 from pipeline.transport.topics import Topic
 
-__all__ = ["Parts", "clear", "find_parts", "has_parts", "has_saved", "own_part"]
+__all__ = ["LAG", "Parts", "clear", "find_parts", "has_parts", "has_saved", "own_part"]
+
+LAG = 2
+"""Positions of which one process may have saved the newer while another still has the older: so many are kept."""
 
 _TOLD = Topic("parts", list)
 _CHOSEN = Topic("chosen parts", list)
@@ -82,14 +86,24 @@ def has_saved(checkpoints: Path) -> bool:
 
 
 def find_parts(control: Control, checkpoints: Path) -> Parts | None:
-    """The newest checkpoint that is whole, if there is one; every process looks on its own disk."""
+    """The newest checkpoint that is whole, if there is one; every process looks on its own disk.
+
+    Raises DataError, in all processes, where a run has come so far that one was whole, and none is any more.
+    """
     seen, passed = _seen(checkpoints)
     told = [[*key, sorted(blocks)] for key, blocks in seen.items()]
     _TOLD.publish(control, control.rank, told)
-    chosen: list[Any] | None = None
-    if control.rank == 0:
-        chosen = _choose(seen, _TOLD.gather(control, range(control.world_size)))
-    chosen = _CHOSEN.share(control, chosen)
+
+    def choose() -> list[Any] | None:
+        if control.rank > 0:
+            return None
+        parts = _TOLD.gather(control, range(control.world_size))
+        chosen = _choose(seen, parts)
+        if not chosen and not checkpoints_in(checkpoints):
+            _check_lost(parts, checkpoints)
+        return chosen
+
+    chosen = _CHOSEN.share(control, control.together("parts", choose))
     if not chosen:
         return None
     epoch, step, run, readers = chosen
@@ -108,6 +122,23 @@ def _choose(seen: Mapping[Key, Mapping[int, Checkpoint]], told: list[Any]) -> li
         if first is not None and set(holders[key]) == set(range(first.about["blocks"])):
             return [*key, [holders[key][index] for index in range(first.about["blocks"])]]
     return []
+
+
+def _check_lost(told: list[Any], checkpoints: Path) -> None:
+    """Raise DataError where something was whole once: of which a run has saved the next, all processes have saved."""
+    blocks: dict[str, dict[tuple[int, int], set[int]]] = {}
+    for parts in told:
+        for epoch, step, run, held in parts:
+            blocks.setdefault(run, {}).setdefault((epoch, step), set()).update(held)
+    for positions in blocks.values():
+        if len(positions) >= LAG:
+            epoch, step = max(positions)
+            here = ", ".join(map(str, sorted(positions[epoch, step])))
+            raise DataError(
+                f"of epoch {epoch}, step {step} of the run in {checkpoints} the disks of these processes hold no more "
+                f"than the blocks {here}, and nothing older is whole; bring back the disk or process that is missing, "
+                "or begin anew with --overwrite in place of --resume"
+            )
 
 
 def _first(mine: Mapping[int, Checkpoint]) -> Checkpoint | None:

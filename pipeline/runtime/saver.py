@@ -25,6 +25,7 @@ from pipeline.learning.packet import Position
 from pipeline.learning.stage import Trainable
 from pipeline.runtime.checkpoint_files import CheckpointWriter, prune
 from pipeline.runtime.failures import failures_told
+from pipeline.runtime.parts import LAG
 from pipeline.runtime.topology import Topology
 from pipeline.transport.bulk import Bulk
 from pipeline.transport.watch import watching
@@ -32,7 +33,6 @@ from pipeline.transport.watch import watching
 __all__ = ["Saved", "Saver", "by_block"]
 
 _REFRESH_S = 0.1
-_LAG = 2  # positions of which one process may have saved the newer while another still has the older
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Saver:
             path = writer.finish(at, job.epoch_s, about)
         finally:
             writer.close()
-        prune(path, max(self.keep, _LAG) if self.run else self.keep)
+        prune(path, max(self.keep, LAG) if self.run else self.keep)
         self.saved.append(Saved(at, path, writer.bytes, job.stalled_s, time.perf_counter() - start))
 
     def _manifest(self, at: Position) -> dict[str, Any]:

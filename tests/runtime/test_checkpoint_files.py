@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,13 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints_in(tmp_path)] == [
         *("epoch-100000-step-000100000", "epoch-00010-step-000000010")
     ]
+
+
+def test_one_that_is_gone_by_now_takes_no_other_with_it(tmp_path: Path) -> None:
+    last = [written(tmp_path, Position(epoch, epoch)) for epoch in (1, 2, 3)][-1]
+    shutil.rmtree(last)
+    prune(last, 1)
+    assert len(checkpoints_in(tmp_path)) == 2
 
 
 def test_damaged_ones_of_later_positions_cost_a_run_that_begins_before_them_nothing(tmp_path: Path) -> None:

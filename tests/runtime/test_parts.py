@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
+from pipeline.errors import DataError
 from pipeline.learning.packet import Position
 from pipeline.runtime.checkpoint_files import CheckpointWriter, checkpoints_in
 from pipeline.runtime.parts import Parts, find_parts, has_parts, own_part
@@ -103,9 +105,30 @@ def count_too_many(disks: list[Path]) -> None:
         keep(disks[0], 0, at, [0], of=10**12)
 
 
-@pytest.mark.parametrize("harm", [lose_the_first, lose_a_block, take_another_run, count_too_many])
-def test_what_is_not_whole_is_none(disks: list[Path], harm: Callable[[list[Path]], None]) -> None:
+HARMS = [lose_the_first, lose_a_block, take_another_run, count_too_many]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_was_whole_and_is_not_any_more_is_told(disks: list[Path], harm: Callable[[list[Path]], None]) -> None:
+    """A run that would begin anew would remove what is left."""
     harm(disks)
+    told = r"^of epoch 2, step 6 of the run in .* the disks of these processes hold no more than the blocks [0-2, ]+, "
+    with pytest.raises(DataError, match=told):
+        found(*disks)
+    with pytest.raises(DataError, match=r"or begin anew with --overwrite in place of --resume$"):
+        found(disks[1], disks[2])
+    one = checkpoints_in(disks[2] / "part-00002")[0]
+    shutil.copytree(one, disks[0] / one.name)  # as process 0 saves a run for all
+    assert found(*disks) == [None] * 3
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_never_was_whole_is_none(disks: list[Path], harm: Callable[[list[Path]], None]) -> None:
+    """Of the first checkpoint one process may be done when another one dies."""
+    harm(disks)
+    for disk in disks:
+        for part in disk.iterdir():
+            shutil.rmtree(checkpoints_in(part)[0])
     assert found(*disks) == [None] * 3
 
 
