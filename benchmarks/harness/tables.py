@@ -94,7 +94,7 @@ _RACE = "cifar10-fastnet: "
 _RACERS = (
     *_BACKPROP,
     ("(local SGD|DiLoCo), .*", ""),
-    *((f"{segments}( late)? segments, .*, pipeline", "") for segments in (2, 4)),
+    *((f"{segments}( early| late)? segments, .*, pipeline", "") for segments in (2, 4)),
     ("block, .*, pipeline", ""),
 )
 """Patterns as above. Of several rows that counts which held-out samples say is the best, of equal ones the fastest; of

@@ -64,9 +64,14 @@ MICROBATCHED = tuple(Line(f"backprop, {count} microbatches", parts=count) for co
 REPLICAS = Line(f"backprop, {_REPLICAS} replicas", parts=_REPLICAS, replicas=True)
 
 
-def local_line(task: Task, segments: int | None, head: str, first_cut_after: int | None = None) -> Line:
-    """Local losses: so many segments, or every block one, with a head; cut late where `first_cut_after` is given."""
-    cut = "block" if segments is None else f"{segments}{'' if first_cut_after is None else ' late'} segments"
+def local_line(
+    task: Task, segments: int | None, head: str, first_cut_after: int | None = None, where: str = "late"
+) -> Line:
+    """Local losses: so many segments, or every block one, with a head.
+
+    Cut as their arithmetic balances them, or first after so many blocks, and `where` that is, for people.
+    """
+    cut = "block" if segments is None else f"{segments}{'' if first_cut_after is None else f' {where}'} segments"
     overrides: dict[str, object] = {"segments": segments, "first_cut_after": first_cut_after, "head_start": "random"}
     if head == "predsim":
         overrides |= {"loss": "predsim", "similarity_head": task.similarity_head, "beta": task.beta}
@@ -88,5 +93,5 @@ def lines(task: Task) -> list[Line]:
 
 def with_segments(task: Task, head: str) -> Sequence[Line]:
     """More segments, and other cuts, with the head that has proved best for two."""
-    late = [local_line(task, count, head, first_cut_after) for count, first_cut_after in task.late_cuts]
-    return [*late, *(local_line(task, count, head) for count in task.segments)]
+    cut = [local_line(task, count, head, first_cut_after, where) for where, count, first_cut_after in task.cuts]
+    return [*cut, *(local_line(task, count, head) for count in task.segments)]

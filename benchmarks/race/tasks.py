@@ -29,8 +29,8 @@ class Task:
         looks: evaluations in an epoch.
         heads: what judges a segment, with two segments and for every block.
         segments: further numbers of segments, tried with the head that is best for two.
-        late_cuts: numbers of segments that are tried with it cut late, too, and the blocks that the first of them has;
-            all others are balanced by their arithmetic.
+        cuts: others that are tried with it: `late`, or `early`, where two processes are equally busy; numbers of
+            segments, and the blocks that the first of them has. All else is balanced by its arithmetic.
         emulated: numbers of emulated devices.
         timed_steps: of a batch, timed at a stretch.
     """
@@ -45,7 +45,7 @@ class Task:
     looks: int
     segments: tuple[int, ...]
     heads: tuple[str, ...] = HEADS
-    late_cuts: tuple[tuple[int, int], ...] = ()
+    cuts: tuple[tuple[str, int, int], ...] = ()
     emulated: tuple[int, ...]
     timed_steps: int
 
@@ -104,7 +104,7 @@ def _cifar(data_dir: str) -> Task:
         looks=4,
         segments=(3, 4),
         heads=(*HEADS, "fast-copy"),
-        late_cuts=((2, 4), (4, 3)),
+        cuts=(("late", 2, 4), ("late", 4, 3), ("early", 2, 2)),
         emulated=(2, 4, 7),
         timed_steps=8,
     )

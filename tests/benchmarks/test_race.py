@@ -150,13 +150,14 @@ def test_more_segments_come_with_the_head_whose_try_is_best_for_two() -> None:
     assert [line.name for line in all_lines(QUICK, read)][-1] == f"3 segments, {HEADS[-1]}"
     assert all_lines(QUICK, lambda line: Kept()) == lines(QUICK)
     assert best_head(QUICK, lambda line: replace(read(line), tries=read(line).tries[:2])) is None
-    late = replace(QUICK, late_cuts=((2, 3),))
-    assert [line.name for line in all_lines(late, read)][-2:] == [
+    late = replace(QUICK, cuts=(("late", 2, 3), ("early", 2, 1)))
+    assert [line.name for line in all_lines(late, read)][-3:] == [
         f"2 late segments, {HEADS[-1]}",
+        f"2 early segments, {HEADS[-1]}",
         f"3 segments, {HEADS[-1]}",
     ]
     tries_and_runs = 3 * QUICK.tuning_epochs + QUICK.seeds * QUICK.config.train.epochs
-    assert epochs_left(late, {}) - epochs_left(QUICK, {}) == tries_and_runs, "it is counted before its head is known"
+    assert epochs_left(late, {}) - epochs_left(QUICK, {}) == 2 * tries_and_runs, "counted before the head is known"
 
 
 def test_what_is_left_is_counted_in_epochs() -> None:

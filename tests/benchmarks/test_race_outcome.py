@@ -174,6 +174,25 @@ def test_a_late_cut_is_held_against_backprop_where_its_try_is_better() -> None:
     assert all("2 segments, copy, pipeline" in target.name for target in others), "a pipeline wants balance"
 
 
+@pytest.mark.parametrize(("pace", "cut"), [(0.9, "2 early segments"), (1.1, "2 segments")])
+def test_the_pipeline_is_that_of_the_cut_whose_steps_are_the_shortest(pace: float, cut: str) -> None:
+    """Whatever its error."""
+    early = local_line(QUICK, 2, "copy", 1, "early")
+    worse = Kept((Trained(0.1, 1.0, None, curve_of(90.0)),), FOUND.kept[TWO].runs)
+    label = "2 segments, copy, pipeline"
+    speed = replace(FOUND.speeds[label], seconds=tuple(pace * each for each in FOUND.speeds[label].seconds))
+    found = replace(
+        FOUND,
+        entrants=[*FOUND.entrants, *entrants(QUICK, [early])],
+        kept={**FOUND.kept, early: worse},
+        speeds={**FOUND.speeds, "2 early segments, copy, pipeline": speed},
+    )
+    seconds = [target for target in targets_of(found) if target.name.startswith("2.")]
+    before = [target.measured for target in targets_of(FOUND) if target.name.startswith("2.")]
+    assert all(f"{cut}, copy, pipeline" in target.name for target in seconds)
+    assert [target.measured for target in seconds] == pytest.approx([min(pace, 1.0) * each for each in before])
+
+
 def test_blocks_that_reach_the_error_are_held_against_backprop() -> None:
     rows = [(50.0, 40.0, 30.0, 25.0, 10.0), (50.0, 40.0, 30.0, 25.0, 10.0)]
     kept = {**FOUND.kept, BLOCK: replace(FOUND.kept[BLOCK], runs=tuple(run_of(s, *r) for s, r in enumerate(rows, 1)))}
