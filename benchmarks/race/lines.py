@@ -69,7 +69,7 @@ def local_line(
 ) -> Line:
     """Local losses: so many segments, or every block one, with a head.
 
-    Cut as their arithmetic balances them, or first after so many blocks, and `where` that is, for people.
+    Segments are cut as their arithmetic balances them, or first after so many blocks: `where` says which, for people.
     """
     cut = "block" if segments is None else f"{segments}{'' if first_cut_after is None else f' {where}'} segments"
     overrides: dict[str, object] = {"segments": segments, "first_cut_after": first_cut_after, "head_start": "random"}

@@ -151,17 +151,18 @@ class LocalBlock:
     def seed(self, step: int) -> None:
         """Key the random numbers of the block's next forward."""
         self._step = step
-        key = (self.config.seed, "block", self.index, step)
-        if self.manners.draws_on_host:
-            seed_host_generators(*key)
-        seed_default_generator(self.numerics.device, *key)
+        self._seed_generators("block", on_host=self.manners.draws_on_host)
 
     def seed_backward(self) -> None:
         """Key those of the backward after it, where there are some: other blocks may have come between."""
         if self.manners.draws_in_backward:
-            key = (self.config.seed, "backward", self.index, self._step)
+            self._seed_generators("backward", on_host=True)
+
+    def _seed_generators(self, what: str, *, on_host: bool) -> None:
+        key = (self.config.seed, what, self.index, self._step)
+        if on_host:
             seed_host_generators(*key)
-            seed_default_generator(self.numerics.device, *key)
+        seed_default_generator(self.numerics.device, *key)
 
     def compute(self, x: Tensor) -> Tensor:
         """`forward` with whatever random numbers come."""
