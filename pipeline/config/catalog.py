@@ -49,6 +49,11 @@ class LossSpec:
         return self.similarity and not self.bio
 
     @property
+    def head_weights(self) -> bool:
+        """Whether local heads have weights at all."""
+        return self.prediction or self.similarity_head
+
+    @property
     def beta(self) -> float:
         """The reference's weight of similarity where the user gives none."""
         return 0.01 if self.prediction and self.similarity and self.bio else 0.99

@@ -218,9 +218,10 @@ class Method:
             raise ConfigError(f"--momentum is {momentum:g}; give 0 up to below 1")
 
     def _check_heads(self) -> None:
-        if self.head_lr != 1 and not self.loss_spec.local:
+        if self.head_lr != 1 and not self.loss_spec.head_weights:
             raise ConfigError(
-                f"--head-lr {self.head_lr:g} needs a loss with local heads, which {self.loss} is not; drop one of them"
+                f"--head-lr {self.head_lr:g} needs a loss whose local heads have weights, not {self.loss}; drop one "
+                "of them"
             )
 
     def _check_classifier(self) -> None:

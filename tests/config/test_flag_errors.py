@@ -62,7 +62,11 @@ FLAGS: list[tuple[str, str]] = [
     ("--train-limit 5000", r"--train-limit is 5000, but digits has 1437 training samples"),
     (
         "--head-lr 0.1 --loss glob",
-        r"--head-lr 0\.1 needs a loss with local heads, which glob is not; drop one of them",
+        r"--head-lr 0\.1 needs a loss whose local heads have weights, not glob; drop one of them",
+    ),
+    (
+        "--head-lr 0.1 --loss sim-bio",
+        r"--head-lr 0\.1 needs a loss whose local heads have weights, not sim-bio; drop one of them",
     ),
     ("--held-out 1", r"--held-out is 1; give 0 up to below 1"),
     ("--held-out -0.1", r"--held-out is -0\.1; give a finite number at least 0"),
