@@ -17,6 +17,8 @@ AVERAGING = (30, 100)
 _MICROBATCHES = (2, 4, 8)  # more fill a pipeline better, and cost more messages and smaller batch norms
 _REPLICAS = 2
 
+_Segments = int | tuple[int, ...] | None  # their number, or the blocks of each; None is every block by itself
+
 
 @dataclass(frozen=True)
 class Line:
@@ -46,7 +48,7 @@ class Line:
     @property
     def segments(self) -> int | None:
         """Parts of the network with a local loss each; None where every block is one, and for global backprop."""
-        return cast("int | None", dict(self.overrides).get("segments"))
+        return _count(cast("_Segments", dict(self.overrides).get("segments")))
 
     @property
     def is_microbatched(self) -> bool:
@@ -65,19 +67,24 @@ REPLICAS = Line(f"backprop, {_REPLICAS} replicas", parts=_REPLICAS, replicas=Tru
 
 
 def local_line(
-    task: Task, segments: int | None, head: str, first_cut_after: int | None = None, where: str = "late"
+    task: Task, segments: _Segments, head: str, first_cut_after: int | None = None, where: str = ""
 ) -> Line:
-    """Local losses: so many segments, or every block one, with a head.
+    """Local losses: so many segments, or of so many blocks each, or every block one, with a head.
 
-    Segments are cut as their arithmetic balances them, or first after so many blocks: `where` says which, for people.
+    A number of them is cut as their arithmetic balances them, the first not before so many blocks; `where` a cut is
+    that arithmetic would not make, for people.
     """
-    cut = "block" if segments is None else f"{segments}{'' if first_cut_after is None else f' {where}'} segments"
+    cut = "block" if segments is None else f"{_count(segments)}{where and f' {where}'} segments"
     overrides: dict[str, object] = {"segments": segments, "first_cut_after": first_cut_after, "head_start": "random"}
     if head == "predsim":
         overrides |= {"loss": "predsim", "similarity_head": task.similarity_head, "beta": task.beta}
     else:
         overrides |= {"loss": "pred", "classifier": head}
     return Line(f"{cut}, {head}", tuple(overrides.items()))
+
+
+def _count(segments: _Segments) -> int | None:
+    return len(segments) if isinstance(segments, tuple) else segments
 
 
 def lines(task: Task) -> list[Line]:
@@ -93,5 +100,5 @@ def lines(task: Task) -> list[Line]:
 
 def with_segments(task: Task, head: str) -> Sequence[Line]:
     """More segments, and other cuts, with the head that has proved best for two."""
-    cut = [local_line(task, count, head, first_cut_after, where) for where, count, first_cut_after in task.cuts]
+    cut = [local_line(task, segments, head, first_cut_after, where) for where, segments, first_cut_after in task.cuts]
     return [*cut, *(local_line(task, count, head) for count in task.segments)]

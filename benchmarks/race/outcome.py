@@ -213,8 +213,8 @@ def _of_times(found: Found) -> list[Target]:
 
 def _is_cut_of(one: Line, line: Line) -> bool:
     """Whether it has as many segments, with the same head."""
-    names = {"segments", "classifier", "loss"}
-    return all(dict(one.overrides).get(name) == dict(line.overrides).get(name) for name in names)
+    heads = (tuple(dict(each.overrides).get(name) for name in ("classifier", "loss")) for each in (one, line))
+    return one.segments == line.segments and len(set(heads)) == 1
 
 
 def _pace(found: Found, entrant: Entrant) -> float:

@@ -30,7 +30,8 @@ class Task:
         heads: what judges a segment, with two segments and for every block.
         segments: further numbers of segments, tried with the head that is best for two.
         cuts: others that are tried with it: `late`, or `early`, where two processes are equally busy; numbers of
-            segments, and the blocks that the first of them has. All else is balanced by its arithmetic.
+            segments, and the blocks that the first of them has at least, or the blocks of each. All else is balanced
+            by its arithmetic.
         emulated: numbers of emulated devices.
         timed_steps: of a batch, timed at a stretch.
     """
@@ -45,7 +46,7 @@ class Task:
     looks: int
     segments: tuple[int, ...]
     heads: tuple[str, ...] = HEADS
-    cuts: tuple[tuple[str, int, int], ...] = ()
+    cuts: tuple[tuple[str, int | tuple[int, ...], int | None], ...] = ()
     emulated: tuple[int, ...]
     timed_steps: int
 
@@ -104,7 +105,7 @@ def _cifar(data_dir: str) -> Task:
         looks=4,
         segments=(3, 4),
         heads=(*HEADS, "fast-copy"),
-        cuts=(("late", 2, 4), ("late", 4, 3), ("early", 2, 2)),
+        cuts=(("late", 2, 4), ("late", 4, 3), ("early", (2, 5), None)),
         emulated=(2, 4, 7),
         timed_steps=8,
     )

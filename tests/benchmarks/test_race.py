@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.contenders import footprint
+from benchmarks.contenders.arithmetic import counted
 from benchmarks.contenders.backprop import train_backprop, train_checkpointed
 from benchmarks.contenders.checkpointing import Checkpointed
 from benchmarks.contenders.footprint import joules
@@ -31,13 +32,14 @@ from benchmarks.race.curves import Curve, looked_after, train_curve
 from benchmarks.race.emulated import Emulated, contests, keep_emulated, read_emulated, stage_costs
 from benchmarks.race.entrants import Entrant, entrants
 from benchmarks.race.ledger import Job, Kept, Ledger, Trained
-from benchmarks.race.lines import BACKPROP, MICROBATCHED, REPLICAS, Line, lines, local_line
+from benchmarks.race.lines import BACKPROP, MICROBATCHED, REPLICAS, Line, lines, local_line, with_segments
 from benchmarks.race.order import all_lines, best_head, config_of, epochs_left, ready
 from benchmarks.race.speed import Begun, Round, Speed, with_averages, work_of
 from benchmarks.race.speed_files import begun_path, keep_begun, keep_speeds, read_begun, read_speeds
 from benchmarks.race.tasks import HEADS, Task, tasks
 from pipeline.config.schema import RunConfig, override
 from pipeline.errors import DataError
+from pipeline.learning.balance import cut_segments
 from pipeline.network.blocks import Dropout
 from pipeline.training import Options, run
 from tests.benchmarks.test_contenders import MODERN
@@ -77,6 +79,21 @@ def test_lines_are_what_the_race_is_between() -> None:
     late = local_line(CIFAR, 2, "copy", 4).applied(CIFAR.config, 0.4, 1.0, 1).train
     assert late == replace(copy, first_cut_after=4) and copy.first_cut_after is None
     assert BACKPROP.applied(CIFAR.config, 0.8, 0.3, 1).train == replace(CIFAR.config.train, lr=0.8)
+
+
+@pytest.mark.parametrize("task", [CIFAR, FASHION, QUICK], ids=lambda task: task.name)
+def test_no_two_local_lines_learn_the_same(task: Task) -> None:
+    """Whatever their names say: the blocks of the segments, or the heads, differ."""
+    all_local = [line for line in (*lines(task), *with_segments(task, "copy")) if line.is_local]
+    found = {}
+    for line in all_local:
+        config = override(task.config, dict(line.overrides))
+        train = config.train
+        found[line.name] = (cut_segments(train, counted(config)[0]), train.loss, train.classifier)
+    assert len(set(found.values())) == len(found) == len(all_local)
+    if task == CIFAR:
+        assert found["2 early segments, copy"] == ((2, 5), "pred", "copy")
+        assert found["2 late segments, copy"][0] == (4, 3) and found["2 segments, copy"][0] == (3, 4)
 
 
 def test_settings_are_tried_on_held_out_samples_before_any_run() -> None:
@@ -150,7 +167,7 @@ def test_more_segments_come_with_the_head_whose_try_is_best_for_two() -> None:
     assert [line.name for line in all_lines(QUICK, read)][-1] == f"3 segments, {HEADS[-1]}"
     assert all_lines(QUICK, lambda line: Kept()) == lines(QUICK)
     assert best_head(QUICK, lambda line: replace(read(line), tries=read(line).tries[:2])) is None
-    late = replace(QUICK, cuts=(("late", 2, 3), ("early", 2, 1)))
+    late = replace(QUICK, cuts=(("late", 2, 3), ("early", (1, 3), None)))
     assert [line.name for line in all_lines(late, read)][-3:] == [
         f"2 late segments, {HEADS[-1]}",
         f"2 early segments, {HEADS[-1]}",

@@ -166,7 +166,7 @@ def test_held_out_samples_choose_who_stands_for_a_cut() -> None:
 
 
 def test_a_late_cut_is_held_against_backprop_where_its_try_is_better() -> None:
-    late = local_line(QUICK, 2, "copy", 3)
+    late = local_line(QUICK, 2, "copy", 3, "late")
     better = Kept((Trained(0.1, 1.0, None, curve_of(40.0)),), (run_of(1, 10.0), run_of(2, 10.5)))
     targets = targets_of(replace(FOUND, kept={**FOUND.kept, late: better}))
     first, *others = (target for target in targets if target.name[:2] in ("1.", "2."))
@@ -177,7 +177,7 @@ def test_a_late_cut_is_held_against_backprop_where_its_try_is_better() -> None:
 @pytest.mark.parametrize(("pace", "cut"), [(0.9, "2 early segments"), (1.1, "2 segments")])
 def test_the_pipeline_is_that_of_the_cut_whose_steps_are_the_shortest(pace: float, cut: str) -> None:
     """Whatever its error."""
-    early = local_line(QUICK, 2, "copy", 1, "early")
+    early = local_line(QUICK, (1, 3), "copy", where="early")
     worse = Kept((Trained(0.1, 1.0, None, curve_of(90.0)),), FOUND.kept[TWO].runs)
     label = "2 segments, copy, pipeline"
     speed = replace(FOUND.speeds[label], seconds=tuple(pace * each for each in FOUND.speeds[label].seconds))
